@@ -185,7 +185,7 @@ def _interpolate(fids, old, acq, ratio, source):
     middle = (2.6 - acq.centre_ppm)*old.spectrometer_frequency if old.nucleus == '1H' else 0.
     t_old = old.time_axis(dtype=torch.float64).numpy()
     t_new = np.arange(acq.points)*acq.dwell_time*ratio
-    t_new = t_new[t_new <= t_old[-1]*(1 + 1e-9)]
+    t_new = t_new[t_new <= t_old[-1] + 1.5*old.dwell_time]
     slow = fids.cpu().to(torch.complex128).numpy() * np.exp(-2j*np.pi*middle*t_old)
     spline = make_interp_spline(t_old, np.stack([slow.real, slow.imag], -1), k=7, axis=1)
     new = spline(t_new) @ np.array([1, 1j]) * np.exp(2j*np.pi*middle*t_new)
