@@ -29,6 +29,7 @@ def run(*command, cwd=ROOT, limit=5*MINUTES, **env):
     try: code = child.wait(limit)
     except BaseException as e:
         os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
         if not isinstance(e, subprocess.TimeoutExpired): raise
         sys.exit(f'✗ {" ".join(child.args)}: not done after {limit} s')
     if code: sys.exit(f'✗ {" ".join(child.args)}: exit status {code}')
@@ -84,7 +85,7 @@ def main():
     try: check_wheel(tmp)
     finally: shutil.rmtree(tmp)
     step('tests')
-    run(BIN/'python', '-m', 'pytest', '-q', '-n', WORKERS, '--dist', 'loadfile', '--durations', '5', limit=15*MINUTES)
+    run(BIN/'python', '-m', 'pytest', '-n', WORKERS, '--dist', 'loadfile', '--durations', '5', limit=15*MINUTES)
 
 
 if __name__ == '__main__': main()
