@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Block', 'Layout', 'Signals', 'Modulation', 'Shift', 'Lorentzian', 'Gaussian', 'Phase', 'FirstOrderPhase',
-           'check_modulation', 'Decoder', 'jacobian', 'GramTable', 'normal_equations']
+           'check_modulation', 'Decoder', 'jacobian', 'GramTable', 'normal_equations', 'half_energy']
 
 # %% ../nbs/20_decoder.ipynb #fe3df2e5
 import math
@@ -346,10 +346,10 @@ class GramTable:
         return decoder.plain and kinds == ['Lorentzian', 'Phase', 'Shift'] and len(kinds) == len(decoder.modulations) and bounded
 
     def at(self, d):
-        "(Re G₀, Im G₀, Re G₁, Im G₁, Re G₂), each [B, K, K] float64, at dampings d [B]"
+        "Re G₀, Im G₀, Re G₁, Im G₁, Re G₂ as [B, 5, K, K], float64, at dampings d [B]"
         u = (2*(d.double() - self.low)/(self.high - self.low) - 1).clamp(-1, 1)
         T = torch.cos(torch.arange(len(self.coef), device=d.device)*torch.arccos(u)[:, None])
-        return (T @ self.coef).view(-1, 5, self.K, self.K).unbind(1)
+        return (T @ self.coef).view(-1, 5, self.K, self.K)
 
 # %% ../nbs/20_decoder.ipynb #cfd4631b
 def normal_equations(
@@ -358,13 +358,19 @@ def normal_equations(
     data,  # FIDs [B, N], or with `keep` spectra at those points [B, n]
     keep=None,  # as for `jacobian`
     table=None,  # a `GramTable` for the bare model: the fast path
+    energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
 ):
     "(cost [B], gradient [B, P], Gauss-Newton matrix [B, P, P]), float64, of half the squared residual"
-    if table is not None: return _bare_normal(decoder, params, data, table)
+    if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
     model, J = jacobian(decoder, params, keep)
     J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
     H = (J @ J.mT).double()
     return (r.double()**2).sum(-1)/2, (J @ r[..., None])[..., 0].double(), H
+
+
+def half_energy(data):
+    "Half the squared data [B], float64"
+    return torch.view_as_real(data).flatten(1).square().sum(-1).double()/2
 
 
 def _powers(rate, dwell, n):
@@ -375,19 +381,19 @@ def _powers(rate, dwell, n):
     return (torch.exp(step*k[:-(-n//fine)]*fine)[:, :, None]*torch.exp(step*k[:fine])[:, None]).flatten(1)[:, :n]
 
 # %% ../nbs/20_decoder.ipynb #130b771d
-def _bare_normal(decoder, params, y, table):
+def _bare_normal(decoder, params, y, table, energy):
     "`normal_equations` of the bare model, from the Gram table"
     p, K = decoder.layout.split(params), table.K
     f, d, phi = (p[k][:, 0].double() for k in ('shift', 'lorentzian', 'phase'))
     conj_m = _powers(torch.complex(-d, -2*math.pi*f), decoder.acquisition.dwell_time, y.shape[-1]).to(y.dtype)
     u = (conj_m*y) @ table.tB*torch.exp(-1j*phi)[:, None].to(y.dtype)
     u0, u1 = u.to(torch.complex128).split(K, -1)
-    R0, I0, R1, I1, R2 = table.at(d)
+    G = table.at(d)
     a = params[:, :K].double()
-    dot = lambda G: torch.einsum('bkl,bl->bk', G, a)
-    r0, i0, r1, i1, r2 = map(dot, (R0, I0, R1, I1, R2))
+    r0, i0, r1, i1, r2 = (G @ a[:, None, :, None])[..., 0].unbind(1)
+    R0 = G[:, 0]
     q0, q1, q2 = (a*r0).sum(-1), (a*r1).sum(-1), (a*r2).sum(-1)
-    cost = ((y.real.double()**2 + y.imag.double()**2).sum(-1) + q0)/2 - (a*u0.real).sum(-1)
+    cost = energy + q0/2 - (a*u0.real).sum(-1)
     w, zero = 2*math.pi, torch.zeros_like(q0)
     cross = {'shift': -w*i1, 'lorentzian': -r1, 'phase': -i0}
     grad = {'shift': -w*(a*u1.imag).sum(-1), 'lorentzian': (a*u1.real).sum(-1) - q1, 'phase': -(a*u0.imag).sum(-1)}

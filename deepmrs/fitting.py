@@ -14,7 +14,7 @@ import torch
 
 from .baseline import window_points
 from .core import InputError, canonical_name, fid_to_spectrum
-from .decoder import GramTable, jacobian, normal_equations
+from .decoder import GramTable, half_energy, jacobian, normal_equations
 
 # %% ../nbs/50_fitting.ipynb #76277b25
 def box_qp(
@@ -94,11 +94,12 @@ class Problem:
         self.linear = torch.zeros(lay.size, dtype=torch.bool, device=fids.device)
         self.linear[:decoder.linear] = True
         if 'baseline' in lay: self.linear[lay.slices['baseline']] = True
+        self.energy = half_energy(self.data)
         self.points = 2*self.data.shape[-1]  # real numbers
 
     def normal(self, params, rows):
         "(cost, gradient, matrix) of the data alone, for the spectra `rows`"
-        return normal_equations(self.decoder, params, self.data[rows], self.keep, self.table)
+        return normal_equations(self.decoder, params, self.data[rows], self.keep, self.table, self.energy[rows])
 
     def to_units(self, params, rows=slice(None)):
         "Parameters with amplitudes in the data's own scale"
@@ -241,7 +242,7 @@ def gauss_newton(
     lam = torch.full((B,), 1e-3, dtype=x.dtype, device=x.device)
     steps, done = torch.zeros(B, dtype=torch.long, device=x.device), torch.zeros(B, dtype=torch.bool, device=x.device)
     failed = torch.zeros_like(steps)
-    energy = problem.data[rows].abs().square().sum(-1).double()/2
+    energy = problem.energy[rows]
     soft = problem.decoder.baseline is not None or bool(problem.decoder.priors)
     todo = torch.arange(B, device=x.device)
     for _ in range(max_steps):
