@@ -242,6 +242,11 @@ class Decoder(nn.Module):
         z = self.splines.to(re.dtype)
         return torch.complex(re @ z, im @ z)
 
+    def shared_factor(self, params):
+        "exp(h) of the time-domain modulations that all signals share, [B, N]"
+        h = self._exponent(self.layout.split(params), 'time', False)
+        return h.exp() if isinstance(h, torch.Tensor) else torch.ones(len(params), len(self.time), dtype=self.fids.dtype, device=params.device)
+
     @property
     def plain(self):
         "Is the model complete in the time domain (no first-order phase, no baseline)?"
