@@ -6,7 +6,7 @@
 __all__ = ['MAX_POINTS', 'READERS', 'CENTRE_PPM', 'VENDOR', 'Loaded', 'register_reader', 'load', 'read_nifti_mrs',
            'parse_numbers', 'parse_namelists', 'read_raw', 'first_point_halved', 'read_lcmodel_basis', 'read_jmrui',
            'read_mat', 'read_npy', 'read_npz', 'read_fsl_json', 'read_vendor', 'looks_conjugated', 'read_spectra',
-           'read_basis', 'replacing', 'write_spectra', 'write_basis']
+           'read_basis', 'describe_file', 'check_reader', 'read_paper_mm', 'replacing', 'write_spectra', 'write_basis']
 
 # %% ../nbs/12_io.ipynb #8022ffa5
 import json
@@ -17,11 +17,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import h5py
 import nibabel
 import numpy as np
 import scipy.io
@@ -59,9 +59,6 @@ def register_reader(
     READERS[ending.lower()] = reader
 
 # %% ../nbs/12_io.ipynb #c08316a9
-_BROKEN = (OSError, EOFError, zlib.error, ValueError, KeyError, IndexError, TypeError, AttributeError, UnicodeError, MemoryError, nibabel.filebasedimages.ImageFileError)
-
-
 def load(
     path,  # a file, or a folder that holds a basis set
     key=None,  # variable to take from a .mat or .npz
@@ -77,9 +74,9 @@ def load(
     if ending is None: raise InputError(f'{path.name} has no ending that deepmrs reads; it reads {", ".join(sorted(READERS))} and folders of .json, .RAW or .txt.')
     try: return READERS[ending](path, key=key, dynamics=dynamics, points=points)
     except InputError: raise
-    except _BROKEN as e:
+    except Exception as e:  # the libraries below raise whatever a damaged file leads them to
         why = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip('.')[:150]
-        raise InputError(f'{path.name} cannot be read as a {ending} file ({why}); it is cut short, damaged or of another format, so copy or export it again.') from None
+        raise InputError(f'{path.name} cannot be read as a {ending} file ({why}); it is cut short, damaged or of another format, so copy or export it again.') from e
 
 # %% ../nbs/12_io.ipynb #cd85888e
 CENTRE_PPM = {'1H': 4.65, '2H': 4.8}  # chemical shift (ppm) at 0 Hz where a file does not say it; 0 for other nuclei
@@ -233,10 +230,11 @@ def read_raw(path, key=None, dynamics='refuse', points=None):
     if not any(n == 'NMID' for n, _, _ in lists): raise InputError(f'{name} has no namelist $NMID, so it is no LCModel .RAW file; check what it is.')
     _, nmid, body = next(x for x in lists if x[0] == 'NMID')
     if nmid.get('seqacq') is True: raise InputError(f'{name} was sampled sequentially (SEQACQ=T), which deepmrs does not read; export it again.')
+    if _cut_short(text): raise InputError(f'{name} ends in the middle of a number; it is cut short, so copy or export it again.')
     values = parse_numbers(body, name)
-    if len(values) % 2 or _cut_short(text): raise InputError(f'{name} ends in the middle of a point; it is cut short, so copy or export it again.')
+    if len(values) % 2: raise InputError(f'{name} holds an odd count of numbers, but each point has two; it is cut short, so copy or export it again.')
     tramp, volume = _positive(nmid, ('tramp', 'volume'), name)
-    fid = (values[::2] + 1j*values[1::2]) * (tramp/volume)
+    fid = (values*(tramp/volume)).view(np.complex128)
     if points and len(fid) % points: raise InputError(f'{name} holds {len(fid)} points, which is not a multiple of {points}.')
     return Loaded(fid.reshape(-1, points or len(fid)), _seqpar(lists), nmid.get('bruker') is not True)
 
@@ -249,7 +247,9 @@ def first_point_halved(
 ):
     "Was the first point halved? By the alternating sum over all FIDs"
     first = fids[:, 0]
-    alternating = (fids * (-1.)**np.arange(fids.shape[1])).sum(1)
+    n = np.arange(fids.shape[1])
+    fade = np.cos(np.pi*n/(2*len(n)))**2  # slowly to 0, so that a FID that is cut off has no second edge
+    alternating = (fids * fade * (-1.)**n).sum(1)
     return float((first.conj()*alternating).real.sum()) < 0.25*float((abs(first)**2).sum())
 
 
@@ -276,7 +276,7 @@ def _basis_entry(values, body, n, where):
     if not name: raise InputError(f'{where} has a spectrum without a name (METABO); mend its namelist.')
     if len(numbers) != 2*n: raise InputError(f'{where} should hold {n} points for {name} but holds {len(numbers)/2:g}; the file is cut short or damaged.')
     tramp, volume, conc = _positive(values, ('tramp', 'volume', 'conc'), where)
-    spectrum = (numbers[::2] + 1j*numbers[1::2]) * (tramp/(volume*conc))
+    spectrum = (numbers*(tramp/(volume*conc))).view(np.complex128)
     return name, np.roll(spectrum, -int(values.get('ishift') or 0))
 
 
@@ -347,9 +347,9 @@ def _time_last(data, time_axis, where):
     if data.ndim == 1: return data[None], []
     if data.ndim != 2: return np.moveaxis(data, time_axis, -1), []
     def decay(axis):
-        power = np.moveaxis(abs(np.nan_to_num(data))**2, axis, -1).mean(0)
-        quarter = max(len(power)//4, 1)
-        return power[:quarter].mean() / (power[-quarter:].mean() + 1e-300)
+        size = np.moveaxis(abs(np.nan_to_num(data, posinf=0, neginf=0)), axis, -1).mean(0)
+        quarter = max(len(size)//4, 1)
+        return (size[:quarter].mean() / (size[-quarter:].mean() or 1.))**2
     turned = decay(time_axis) < 2 and decay(1 - time_axis) > (2 if data.shape[time_axis] == 1 else 8)
     notes = [f'{where} holds its FIDs along the other axis than is the custom; it has been turned.'] if turned else []
     return np.moveaxis(data, 1 - time_axis if turned else time_axis, -1), notes
@@ -375,12 +375,22 @@ def _plain(value):
     return value.item() if value.ndim == 0 else [str(v.item() if isinstance(v, np.ndarray) else v).strip() for v in value]
 
 
+def _read_hdf(path):
+    "Numbers and texts among the variables of a v7.3 .mat, which is an HDF5 file with the axes reversed"
+    out = {}
+    with h5py.File(path, 'r') as f:
+        for k, d in f.items():
+            if not isinstance(d, h5py.Dataset) or d.dtype.kind == 'O': continue
+            x = d[()].T
+            if x.dtype.names == ('real', 'imag'): x = x['real'] + 1j*x['imag']
+            out[k] = ''.join(map(chr, x.ravel())) if d.attrs.get('MATLAB_class') == b'char' else x
+    return out
+
+
 def read_mat(path, key=None, dynamics='refuse', points=None):
     "MATLAB .mat, v5 or v7.3, with `data` [N, M] complex of any precision; variables named like fields of `Acquisition` are used"
     try: variables = scipy.io.loadmat(path)
-    except NotImplementedError:
-        from pymatreader import read_mat as read_hdf
-        variables = read_hdf(str(path))
+    except NotImplementedError: variables = _read_hdf(path)
     fids, notes = _time_last(_pick(variables, key, path.name), 0, path.name)
     header = {k: _plain(variables[k]) for k in _FIELDS if k in variables}
     names = _plain(variables['names']) if 'names' in variables else None
@@ -392,6 +402,7 @@ def read_npy(path, key=None, dynamics='refuse', points=None):
     data = np.load(path, allow_pickle=False)
     beside = path.with_suffix('.json')
     meta = json.loads(beside.read_text()) if beside.exists() else {}
+    if 'spectrometer_frequency' not in meta: meta = {}
     fids, notes = (data, []) if meta else _time_last(data, -1 if data.ndim != 2 else 1, path.name)
     return _from_meta(fids, meta, notes)
 
@@ -446,7 +457,7 @@ def _read_folder(path, **options):
     for p, part in zip(files, parts):
         same = part.fids.shape == first.fids.shape and all(part.header.get(k) == first.header.get(k) for k in ('dwell_time', 'spectrometer_frequency'))
         if not same: raise InputError(f'{p.name} in {path} differs in points, dwell time or field from {files[0].name}; a basis set has one acquisition.')
-    names = [part.names[0] if part.names and len(files) > 1 and found[0][0] == '.json' else p.stem for p, part in zip(files, parts)]
+    names = [part.names[0] if found[0][0] == '.json' else p.stem for p, part in zip(files, parts)]
     return Loaded(np.concatenate([p.fids.reshape(1, -1) for p in parts]), first.header, first.conjugated, first.sure, names=names, notes=[n for p in parts for n in p.notes])
 
 # %% ../nbs/12_io.ipynb #92bc9cfd
@@ -529,7 +540,8 @@ def _turned(fids, loaded, conjugate, found, where):
         if loaded.sure and rule is not None and conjugate != rule: say(f'{where} was read with conjugate={conjugate}, against the rule of its format.')
         return fids.conj().resolve_conj() if conjugate else fids
     if found is not None and found != rule:
-        say(f'{where}: the lines show that it is stored {"conjugated; it has been turned" if found else "in the sign used here; it was not turned"}.')
+        if rule is None: say(f'The lines of {where} show that it is stored {"conjugated; it has been turned" if found else "in the sign used here; it was left so"}.')
+        else: say(f'{where} was conjugated, against the custom of its format, as its lines show; it has been turned.')
     use = rule if found is None else found
     return fids.conj().resolve_conj() if use else fids
 
@@ -555,8 +567,8 @@ def read_spectra(
         return _join([read_spectra(p, conjugate=conjugate, key=key, dynamics=dynamics, points=points, **given) for p in path])
     where = Path(path).name
     if Path(path).is_dir(): raise InputError(f'{path} is a folder; name the file or files with the spectra in it.')
-    loaded = load(path, key, dynamics, points)
     if where.lower().endswith(('.basis', '.json')): raise InputError(f'{where} is a basis set, not measured spectra; give it as the basis set.')
+    loaded = load(path, key, dynamics, points)
     acq = _acquisition(loaded, given, where)
     fids = _named_complex(loaded.fids, where)
     grid = loaded.shape or (tuple(fids.shape[:-1]) if fids.ndim > 2 else (math.prod(fids.shape[:-1]),))
@@ -638,6 +650,54 @@ def read_basis(
     fids = _turned(fids, loaded, conjugate, found, where)
     return stored.replace(fids, notes=loaded.notes)
 
+# %% ../nbs/12_io.ipynb #31f821bb
+def describe_file(
+    path,  # a file, or a folder with a basis set
+    key=None,  # variable of a .mat or .npz
+):
+    "Lines of text: shape, dwell time, field, ppm reference, sign, names and notes of a file, and what it does not say"
+    x = load(path, key, 'separate')
+    say = lambda k, unit: f'{x.header[k]:g} {unit}' if x.header.get(k) is not None else 'not in the file'
+    sign = {True: 'conjugated', False: 'as in memory', None: 'not fixed by the format'}[x.conjugated] + ('' if x.sure or x.conjugated is None else ' by custom')
+    nucleus = x.header.get('nucleus') or '1H'
+    centre = x.header.get('centre_ppm')
+    rows = {'FIDs': f'{math.prod(x.fids.shape[:-1])} of {x.fids.shape[-1]} points', 'grid': ' × '.join(map(str, x.shape or ())) or None, 'names': ', '.join(x.names or []) or None,
+            'dwell time': say('dwell_time', 's'), 'spectrometer': say('spectrometer_frequency', f'MHz ({nucleus})'), 'echo time': say('echo_time', 's'),
+            'ppm at 0 Hz': f'{centre:g}' if centre is not None else f'not in the file; {CENTRE_PPM.get(nucleus, 0.):g} is assumed', 'stored sign': sign,
+            'position': None if x.affine is None else f'voxel of {" × ".join(f"{v:.3g}" for v in np.linalg.norm(np.asarray(x.affine)[:3, :3], axis=0))} mm'}
+    return '\n'.join([str(Path(path).name)] + [f'  {k:13s} {v}' for k, v in rows.items() if v] + [f'  {n}' for n in x.notes])
+
+
+def check_reader(
+    reader,  # function(path, key=None, dynamics='refuse', points=None) -> `Loaded`
+    path,  # a file for it
+):
+    "Refuse, in one sentence that says what is wrong, a reader of your own; returns what it loaded"
+    x = reader(Path(path), key=None, dynamics='refuse', points=None)
+    if not isinstance(x, Loaded): raise InputError(f'The reader returned {type(x).__name__}; it must return a Loaded.')
+    if not np.iscomplexobj(x.fids) or np.ndim(x.fids) < 2: raise InputError('fids must be a complex array [..., N] with at least two dimensions.')
+    unknown = sorted(set(x.header) - set(_FIELDS))
+    if unknown: raise InputError(f'header has {", ".join(unknown)}; it may have {", ".join(_FIELDS)}.')
+    if x.conjugated not in (True, False, None): raise InputError('conjugated must be True, False or None (the format does not say).')
+    many = math.prod(x.fids.shape[:-1])
+    if x.names is not None and len(x.names) != many: raise InputError(f'{len(x.names)} names do not fit {many} FIDs.')
+    return x
+
+# %% ../nbs/12_io.ipynb #1483b0bd
+def read_paper_mm(
+    path,  # the paper's mm.mat
+    mended=True,  # move the peaks up by 6.7 Hz, to where macromolecules are measured
+    dwell_time=2.5e-4,  # s
+    spectrometer_frequency=123.23,  # MHz
+):
+    "The measured macromolecules of the paper (Shamaei et al. 2023) as a `Basis` of one, MM, with the first point restored"
+    x = load(path).fids[:1].astype(np.complex128)
+    n = np.arange(x.shape[1])
+    x[:, 0] = -2*(x * (-1.)**n)[:, 1:].sum(1)  # no offset under the spectrum
+    if mended: x = x * np.exp(-2j*np.pi*6.7*n*dwell_time)  # as stored, that is conjugated
+    notes = [f'The first point of {Path(path).name} was restored' + (' and its peaks were moved up by 6.7 Hz.' if mended else '; its peaks stand 6.7 Hz too low, as in the paper.')]
+    return Basis(x.conj(), ['MM'], dwell_time, spectrometer_frequency, echo_time=0.03, source=Path(path).name, notes=notes)
+
 # %% ../nbs/12_io.ipynb #9f9d58c7
 @contextmanager
 def replacing(
@@ -689,11 +749,10 @@ def _write_nifti_mrs(spectra, path):
     from nifti_mrs.create_nmrs import gen_nifti_mrs_hdr_ext
     from nifti_mrs.hdr_ext import Hdr_Ext
     acq, grid = spectra.acquisition, spectra.shape
-    fids = spectra.fids.detach().cpu().to(torch.complex64).numpy()
-    if len(grid) >= 3 and not (math.prod(grid[:3]) == 1 and len(grid) == 3): data = np.moveaxis(fids.reshape(*grid, -1), -1, 3)
-    else: data = fids.reshape(-1, acq.points).T[None, None, None]
-    data = data.squeeze(-1) if data.ndim == 5 and data.shape[-1] == 1 else data
-    if data.ndim > 7: raise InputError(f'A grid of {len(grid)} dimensions does not fit NIfTI-MRS, which has room for 6; reshape it.')
+    if len(grid) > 6: raise InputError(f'A grid of {len(grid)} dimensions does not fit NIfTI-MRS, which has room for 6; reshape it.')
+    if len(grid) == 1: grid = (1, 1, 1) + grid*(grid != (1,))
+    if len(grid) == 2: grid += (1,)
+    data = np.moveaxis(spectra.fids.detach().cpu().to(torch.complex64).numpy().reshape(*grid, -1), -1, 3)
     head = Hdr_Ext(float(acq.spectrometer_frequency), acq.nucleus, dimensions=data.ndim)
     for i in range(data.ndim - 4): head.set_dim_info(i, f'DIM_USER_{i}', info='spectra')
     standard = dict(EchoTime=acq.echo_time, RepetitionTime=acq.repetition_time, MixingTime=acq.mixing_time, SequenceName=acq.sequence,
