@@ -79,7 +79,7 @@ def plot_spectrum(
     low, high = min(y.min(), *(h.min() for h in had), 0), max(y.max(), *(h.max() for h in had), 0)
     ax.set_ylim(low - .05*(high - low or 1), high + .05*(high - low or 1))
     _dress(ax, window, title)
-    if any(labels): ax.legend(frameon=False, fontsize=9, loc='upper right')
+    if any(labels): ax.legend(fontsize=9, loc='upper right', framealpha=.85, edgecolor='none')
     return ax
 
 # %% ../nbs/01_plot.ipynb #0a8c8585
