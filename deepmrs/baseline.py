@@ -15,7 +15,7 @@ from scipy.interpolate import BSpline
 from .core import Acquisition, InputError
 
 # %% ../nbs/22_baseline.ipynb #bf6cba84
-STIFFNESS = {'stiff': 1.2, 'moderate': 2.2, 'flexible': 4.}  # effective dimension per ppm
+STIFFNESS = {'stiff': 1.5, 'moderate': 3., 'flexible': 6.}  # effective dimension per ppm
 
 
 def window_points(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TYPICAL', 'box_qp', 'Problem', 'gram_table', 'coarse_shift_phase', 'coarse_start', 'solve_linear', 'Fit',
-           'gauss_newton', 'covariance', 'crlb', 'fit']
+           'gauss_newton', 'covariance', 'crlb', 'effective_parameters', 'fit']
 
 # %% ../nbs/50_fitting.ipynb #6503368c
 import math
@@ -173,6 +173,8 @@ def coarse_start(
     best = lay.start(shift.double()).repeat(len(shift), 1)
     cost = torch.full((len(shift),), math.inf, dtype=best.dtype, device=best.device)
     every = torch.arange(len(shift), device=shift.device)
+    if problem.table is None:  # data that were aligned and phased before: no shift, no phase is a candidate, too
+        shift, phase, height = (torch.cat([v, torch.full_like(v[:, :1], c)], 1) for v, c in ((shift, 0.), (phase, 0.), (height, 1.)))
     trials = [(every if j == 0 else torch.nonzero(height[:, j] > rival)[:, 0], j, dampings[0]) for j in range(height.shape[1])]
     trials += [(every, None, v) for v in dampings[1:]] if 'lorentzian' in lay else []
     for rows, j, damping in trials:
@@ -232,8 +234,9 @@ def gauss_newton(
     rows,  # indices of these spectra in the problem
     tolerance=0.01,  # ε: stop when the next step is shorter than this share of the error bar
     max_steps=60,
+    settle=10,  # after so many steps the scale of the soft knowledge (noise variance, reference amounts) stays as it is
 ):
-    "(params, steps, converged, cost, gradient, matrix) after damped Gauss-Newton within the bounds"
+    "(params, steps, converged, cost, matrix of the data, the same with soft knowledge) after damped Gauss-Newton within the bounds"
     lay, B = problem.decoder.layout, len(start)
     low, high = lay.lower(start), lay.upper(start)
     x = start.clamp(low, high)
@@ -245,20 +248,22 @@ def gauss_newton(
     energy = problem.energy[rows]
     soft = problem.decoder.baseline is not None or bool(problem.decoder.priors)
     todo = torch.arange(B, device=x.device)
-    for _ in range(max_steps):
+    if soft: L, b = problem.quadratic(x, 2*c/problem.points)
+    for it in range(max_steps):
         xa, ca, ga, Ha = x[todo], c[todo], g[todo], H[todo]
         variance = 2*ca/max(problem.points - lay.size, 1)
         if soft:
-            L, b = problem.quadratic(xa, variance)
-            Lx = (L @ xa[..., None])[..., 0]
-            Ha, ga, base = Ha + L, ga + Lx - b, ca + (xa*Lx).sum(-1)/2 - (xa*b).sum(-1)
+            if it <= settle: L[todo], b[todo] = problem.quadratic(xa, variance)
+            La, ba = L[todo], b[todo]
+            Lx = (La @ xa[..., None])[..., 0]
+            Ha, ga, base = Ha + La, ga + Lx - ba, ca + (xa*Lx).sum(-1)/2 - (xa*ba).sum(-1)
         else: base = ca
         damped = Ha + torch.diag_embed(lam[todo, None]*Ha.diagonal(dim1=-2, dim2=-1))
         step = box_qp(damped, ga, low - xa, high - xa)
         length = (step*(Ha @ step[..., None])[..., 0]).sum(-1)
         xt = xa + step
         ct, gt, Ht = problem.normal(work(xt), rows[todo])
-        total = ct + ((xt*(L @ xt[..., None])[..., 0]).sum(-1)/2 - (xt*b).sum(-1) if soft else 0.)
+        total = ct + ((xt*(La @ xt[..., None])[..., 0]).sum(-1)/2 - (xt*ba).sum(-1) if soft else 0.)
         good = total <= base + 1e-6*energy[todo]
         k = todo[good]
         x[k], c[k], g[k], H[k] = xt[good], ct[good], gt[good], Ht[good]
@@ -269,7 +274,7 @@ def gauss_newton(
         done[todo] = ended | (length < 1e-3*tolerance**2*variance)
         todo = todo[~(done[todo] | (failed[todo] > 12))]
         if len(todo) == 0: break
-    return x, steps, done, c, g, H
+    return x, steps, done, c, H, H + L if soft else H
 
 # %% ../nbs/50_fitting.ipynb #9caba5df
 def covariance(
@@ -314,6 +319,16 @@ def crlb(
         out.append(covariance(H, s**2))
     return torch.cat(out)
 
+# %% ../nbs/50_fitting.ipynb #2e608ccb
+def effective_parameters(
+    H,  # Gauss-Newton matrices of the data alone [B, P, P]
+    full,  # the same with soft knowledge [B, P, P]
+):
+    "How many parameters the data were asked for [B]: the trace of full⁻¹H"
+    s = full.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
+    scaled = s[:, :, None]*full*s[:, None, :] + 1e-10*torch.eye(full.shape[-1]).to(full)
+    return torch.linalg.solve(scaled, s[:, :, None]*H*s[:, None, :]).diagonal(dim1=-2, dim2=-1).sum(-1)
+
 # %% ../nbs/50_fitting.ipynb #0c3a2a7f
 def fit(
     decoder,  # a `Decoder`
@@ -340,14 +355,12 @@ def _fit_chunk(problem, start, tolerance, max_steps, want_covariance):
     lay = problem.decoder.layout
     x0 = coarse_start(problem) if start is None else problem.from_units(start.double())
     rows = torch.arange(len(x0), device=x0.device)
-    x, steps, done, c, g, H = gauss_newton(problem, x0, rows, tolerance, max_steps)
-    L, _ = problem.quadratic(x, 2*c/max(problem.points - lay.size, 1))
-    soft = bool(problem.decoder.priors) or problem.decoder.baseline is not None
-    free = problem.points - (lay.size if not soft else torch.linalg.solve(H + L + 1e-12*torch.diag_embed(H.diagonal(dim1=-2, dim2=-1)) + 1e-30*torch.eye(lay.size).to(H), H).diagonal(dim1=-2, dim2=-1).sum(-1))
-    variance = 2*c/(free if not soft else free.clamp_min(1.))
+    x, steps, done, c, H, full = gauss_newton(problem, x0, rows, tolerance, max_steps)
+    used = lay.size if full is H else effective_parameters(H, full)
+    variance = 2*c/(problem.points - used)
     cov = None
     if want_covariance:
         u = torch.where(problem.linear, problem.scale[:, None].double(), torch.ones_like(x))
-        cov = u[:, :, None]*covariance(H + L, variance)*u[:, None, :]
+        cov = u[:, :, None]*covariance(full, variance)*u[:, None, :]
     if 'phase' in lay: x[:, lay.slices['phase']] = torch.remainder(x[:, lay.slices['phase']] + math.pi, 2*math.pi) - math.pi
     return problem.to_units(x), cov, variance.sqrt()*problem.scale.double(), c*problem.scale.double()**2, steps, done
