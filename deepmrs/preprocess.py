@@ -183,11 +183,12 @@ def _scores(mag, template, acq, reach, window):
     if first < reach or first + n + reach > len(ppm): raise InputError(f'The data do not cover {min(window):g} to {max(window):g} ppm and the shift to be searched; choose a smaller window or max_shift.')
     T = template.abs()[inside]
     T = T - T.mean()
-    piece = mag[:, None, first - reach:first + n + reach]
-    piece = piece/piece.amax(-1, keepdim=True).clamp(min=1e-300)
-    ones = torch.ones_like(T)[None, None]/n
-    cov = F.conv1d(piece, (T/n)[None, None])[:, 0]
-    var = F.conv1d(piece**2, ones)[:, 0] - F.conv1d(piece, ones)[:, 0]**2
+    x = mag[:, first - reach:first + n + reach]
+    x = x/x.amax(-1, keepdim=True).clamp(min=1e-300)
+    size = x.shape[-1]
+    cov = torch.fft.irfft(torch.fft.rfft(x)*torch.fft.rfft(T, n=size).conj(), n=size)[:, :2*reach + 1]/n
+    moving = lambda y: (c := F.pad(y.cumsum(-1), (1, 0)))[:, n:] - c[:, :-n]  # sums over n points
+    var = moving(x**2)/n - (moving(x)/n)**2
     return cov/(var.clamp(min=1e-20).sqrt()*T.pow(2).mean().sqrt())
 
 # %% ../nbs/13_preprocess.ipynb #1d197236
