@@ -163,10 +163,12 @@ def _sharpen(fids, acq, a=15., b=60.):
 
 def _template(basis, acq, device):
     "Sharpened spectrum [2N] of the basis metabolites with tall singlets, in typical amounts; all metabolites when it has none of them"
-    basis = match_basis(basis, acq)
+    lasts = int(basis.acquisition.points*basis.acquisition.dwell_time/acq.dwell_time*.99)  # points of the data that the basis covers
+    basis = match_basis(basis, acq.replace(points=min(acq.points, max(lasts, 2))))
     amount = torch.tensor([TYPICAL.get(canonical_name(n), 0.) for n in basis.names], dtype=torch.complex128)
     if not amount.any(): amount = 1/basis.fids.norm(dim=-1).to(torch.complex128)
-    return _sharpen((amount @ basis.fids.cpu().to(torch.complex128))[None], acq)[0].to(device)
+    fid = amount @ basis.fids.cpu().to(torch.complex128)
+    return _sharpen(F.pad(fid, (0, acq.points - len(fid)))[None], acq)[0].to(device)
 
 
 def _in_parts(f, fids, size=512):
