@@ -9,6 +9,7 @@ __all__ = ['MAX_POINTS', 'READERS', 'CENTRE_PPM', 'VENDOR', 'Loaded', 'register_
            'read_basis', 'describe_file', 'check_reader', 'read_paper_mm', 'replacing', 'write_spectra', 'write_basis']
 
 # %% ../nbs/12_io.ipynb #8022ffa5
+import gzip
 import json
 import math
 import os
@@ -84,6 +85,14 @@ _ADVICE = {'DIM_COIL': 'combine the coils first', 'DIM_DYN': "combine the averag
            'DIM_EDIT': 'subtract or choose the edited spectra first'}
 
 
+def _nifti_image(path):
+    "The NIfTI-1 or -2 image, read as a whole so that a gzip file's checksum is compared"
+    raw = path.read_bytes()
+    if raw[:2] == b'\x1f\x8b': raw = gzip.decompress(raw)
+    kind = nibabel.Nifti2Image if 540 in (int.from_bytes(raw[:4], 'little'), int.from_bytes(raw[:4], 'big')) else nibabel.Nifti1Image
+    return kind.from_bytes(raw)
+
+
 def _nifti_meta(img, name):
     "The JSON header extension of a NIfTI-MRS image"
     version = img.header.get_intent()[2] if hasattr(img.header, 'get_intent') else ''
@@ -125,7 +134,7 @@ def _fold_dimensions(data, tags, dynamics, name):
 def read_nifti_mrs(path, key=None, dynamics='refuse', points=None):
     "NIfTI-MRS (standard V0.11): grid (X, Y, Z), affine unchanged"
     if dynamics not in ('refuse', 'separate', 'average'): raise InputError(f"dynamics is 'refuse', 'separate' or 'average', not {dynamics!r}.")
-    img = nibabel.load(path)
+    img = _nifti_image(path)
     meta, name = _nifti_meta(img, path.name), path.name
     data = np.asanyarray(img.dataobj)
     if not np.iscomplexobj(data): raise InputError(f'{name} holds real numbers; a FID is complex, so convert it again.')
@@ -799,7 +808,7 @@ def _meta(obj, **more):
 def _write_mat(obj, path):
     "MATLAB v5: `data` [N, M] conjugated, and the acquisition beside it"
     meta = _meta(obj, data=_stored(obj.fids).T, deepmrs_sign='conjugate')
-    with open(path, 'wb') as f: scipy.io.savemat(f, meta | {'names': np.array(meta['names'], dtype=object)})
+    with open(path, 'wb') as f: scipy.io.savemat(f, meta | {'names': np.array(meta['names'], dtype=object)}, do_compression=True)
 
 
 def _write_npz(obj, path):

@@ -355,6 +355,17 @@ def test_truncated_spectra_are_refused(tmp_path, ending, part):
     with pytest.raises(InputError): read_spectra(tmp_path/f'x.{ending}', **GIVEN)
 
 
+@pytest.mark.parametrize('cut', [1, 4, 8, 12])
+def test_gzip_checksum_is_compared(tmp_path, cut):
+    write_spectra(brain(), tmp_path/'x.nii.gz')
+    whole = bytearray((tmp_path/'x.nii.gz').read_bytes())
+    (tmp_path/'short.nii.gz').write_bytes(whole[:-cut])
+    whole[len(whole)//2] ^= 1 << (cut % 7)
+    (tmp_path/'flipped.nii.gz').write_bytes(whole)
+    for name in ('short', 'flipped'):
+        with pytest.raises(InputError, match='cannot be read'): read_spectra(tmp_path/f'{name}.nii.gz')
+
+
 @settings(few, max_examples=40)
 @given(cut=st.integers(2, 200_000))
 def test_truncated_basis_is_refused(tmp_path, cut):
