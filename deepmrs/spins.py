@@ -202,26 +202,36 @@ def sequence_steps(
     "(steps, echo time in s): steps are ('pulse', degrees, phase in degrees), ('delay', s) and ('order', p). Raises `InputError` for what does not fit"
     kind = str(sequence).lower().replace('-', '').replace('_', '')
     if kind not in _NEEDS: raise InputError(f'The sequence {sequence!r} cannot be simulated; choose one of {", ".join(_NEEDS)}.')
-    allowed = {'fid': (), 'press': ('te1', 'te2'), 'steam': ('mixing_time',), 'slaser': ('delays',)}.get(kind, ())
+    echo_time, te1, te2, mixing_time = (_seconds(n, v) for n, v in zip(('echo_time', 'te1', 'te2', 'mixing_time'), (echo_time, te1, te2, mixing_time)))
+    if delays is not None: delays = [_seconds('A delay', d) for d in delays]
+    allowed = {'press': ('te1', 'te2'), 'steam': ('mixing_time',), 'slaser': ('delays',)}.get(kind, ())
     for k, v in dict(te1=te1, te2=te2, mixing_time=mixing_time, delays=delays).items():
         if v is not None and k not in allowed: raise InputError(f'{kind.upper()} has no {k}; it needs {_NEEDS[kind]}.')
     if kind == 'press': echo_time, te1, te2 = _press_times(echo_time, te1, te2)
     if kind == 'slaser' and delays is not None: echo_time = _slaser_times(delays, echo_time)
     if kind == 'fid' and echo_time: raise InputError('A FID has no echo time; leave it out, or choose se for a spin echo.')
     if kind == 'fid': return [('pulse', 90, 90)], None
-    for k, v in dict(echo_time=echo_time, mixing_time=mixing_time).items():
-        if v is None and (k == 'echo_time' or kind == 'steam'): raise InputError(f'{kind.upper()} needs {_NEEDS[kind]} (s).')
-        if v is not None and not 0 <= v <= 2: raise InputError(f'{k} is {v:g} s, outside 0 to 2 s; times are in seconds.')
+    if echo_time is None or (kind == 'steam' and mixing_time is None): raise InputError(f'{kind.upper()} needs {_NEEDS[kind]} (s).')
     if kind == 'steam':
         return [('pulse', 90, 90), ('order', 1), ('delay', echo_time/2), ('pulse', 90, -90), ('order', 0), ('delay', mixing_time),
                 ('pulse', 90, 90), ('order', -1), ('delay', echo_time/2)], echo_time
-    waits = {'se': (.5, .5), 'slaser': (.125, .25, .25, .25, .125)}.get(kind)
-    waits = [w*echo_time for w in waits] if waits and delays is None else delays or (te1/2, te1/2 + te2/2, te2/2)
+    if kind == 'se': waits = echo_time/2, echo_time/2
+    if kind == 'press': waits = te1/2, te1/2 + te2/2, te2/2
+    if kind == 'slaser': waits = delays or [w*echo_time/8 for w in (1, 2, 2, 2, 1)]
     steps = [('pulse', 90, 90), ('delay', waits[0])]
-    for w in waits[1:]: steps += [('pulse', 180, 0 if kind != 'slaser' else 90), ('delay', w)]
+    for w in waits[1:]: steps += [('pulse', 180, 0), ('delay', w)]
     return steps, echo_time
 
 # %% ../nbs/11_spins.ipynb #34e75ca0
+def _seconds(name, value):
+    "`value` as a float, or None; refuses what is no time between 0 and 2 s"
+    if value is None: return None
+    try: value = float(value)
+    except (TypeError, ValueError): raise InputError(f'{name} must be a number of seconds, not {value!r}.') from None
+    if not 0 <= value <= 2: raise InputError(f'{name} is {value:g} s, outside 0 to 2 s; times are in seconds.')
+    return value
+
+
 def _press_times(te, te1, te2):
     "Echo time and its two parts; what is missing follows from the rest"
     given = [t is not None for t in (te, te1, te2)]
@@ -238,7 +248,7 @@ def _press_times(te, te1, te2):
 
 def _slaser_times(delays, te):
     "Echo time of the five delays; they must refocus"
-    if len(delays) != 5 or min(delays) < 0: raise InputError(f'sLASER has five delays (s) of at least 0, not {delays!r}.')
+    if len(delays) != 5: raise InputError(f'sLASER has five delays (s), not {len(delays)}.')
     left = sum(d*s for d, s in zip(delays, (1, -1, 1, -1, 1)))
     if abs(left) > 1e-6: raise InputError(f'The sLASER delays leave {left*1e3:g} ms unrefocused; delays 1, 3 and 5 must add up to the same as 2 and 4.')
     if te is not None and abs(te - sum(delays)) > 1e-6: raise InputError(f'The sLASER delays add up to {sum(delays):g} s but echo_time is {te:g} s; leave one of them out.')
