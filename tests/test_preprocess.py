@@ -151,6 +151,7 @@ def test_alignment_of_many_noisy_spectra_with_water(sd):
     err = (shift - hz).abs()
     assert err.median() < .6 and err.quantile(.99) < 2, (err.median(), err.max())
     assert len(out.notes) == 1 and len(out) == 600
+    assert align(out, toy_basis())[1].abs().median() < .01  # moved to where they belong
 
 
 def test_conjugated_data_are_turned_and_noise_is_not():
@@ -162,6 +163,8 @@ def test_conjugated_data_are_turned_and_noise_is_not():
         assert 'The data were conjugated; they have been turned.' in turned.notes and shift.abs().max() < 2
         kept = align(Spectra(fids.conj(), acquisition=ACQ), toy_basis(), turn=False)[0]
         assert not any('conjugated' in n for n in kept.notes)
+    hiss = [align(Spectra(noise(1, seed=s), acquisition=ACQ), toy_basis())[0].notes for s in range(30)]
+    assert not any('conj' in n for notes in hiss for n in notes)
     out, shift = align(Spectra(noise(40), acquisition=ACQ), toy_basis())
     assert not any('conj' in n for n in out.notes) and (shift == 0).float().mean() > .9 and 'no clear lines' in out.notes[-1]
 
