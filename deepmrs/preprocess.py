@@ -211,7 +211,7 @@ def _is_conjugated(upright, mirrored):
     "Whether the mirrored scores beat the upright ones [B] clearly, in the clearest quarter of the batch"
     clear = torch.maximum(upright, mirrored).topk(max(len(upright)//4, 1)).indices
     up, mir = upright[clear].median(), mirrored[clear].median()
-    return bool((mir > .5) & (mir > up + .2))
+    return bool((mir > .7) & (mir > up + .2))
 
 # %% ../nbs/13_preprocess.ipynb #516e346a
 def align(
@@ -219,7 +219,7 @@ def align(
     basis,  # `Basis`; matched to the data
     max_shift=0.25,  # ppm, how far to look
     window=(3.9, 1.8),  # ppm, where to compare
-    min_score=0.5,  # a spectrum whose best correlation is lower is left where it is
+    min_score=0.6,  # a spectrum whose best correlation is lower is left where it is
     turn=True,  # look for conjugated data, too
 ):
     """Move each spectrum onto the basis, by cross-correlation of magnitude spectra; turn conjugated data.
