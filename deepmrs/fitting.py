@@ -109,14 +109,14 @@ class Problem:
         "Parameters with amplitudes in the scale of the prepared data"
         return torch.where(self.linear, params/self.scale[:, None].to(params.dtype), params)
 
-    def quadratic(self, params, variance):
-        "(Λ [B, P, P], b [B, P]) of soft priors and baseline stiffness, in units of the squared residual"
+    def quadratic(self, params, variance=None):
+        "(Λ [B, P, P], b [B, P]) of baseline stiffness and, given the noise variance [B], of soft priors, in units of the squared residual"
         d, lay, B = self.decoder, self.decoder.layout, len(params)
         L, b = params.new_zeros(B, lay.size, lay.size), params.new_zeros(B, lay.size)
         if d.baseline is not None:
             R, s = d.baseline.penalty.to(params), lay.slices['baseline']
             L[:, s, s] = torch.block_diag(R, R)
-        for prior in d.priors:
+        for prior in () if variance is None else d.priors:
             A, target, sd = prior.rows(lay, params)
             w = variance[:, None]/sd**2
             L += torch.einsum('ip,bi,iq->bpq', A, w, A)
@@ -197,7 +197,7 @@ def solve_linear(
     lin, lay = problem.linear, problem.decoder.layout
     x = torch.where(lin, torch.zeros_like(params), params)
     c, g, H = problem.normal(x.float() if problem.table is None else x, rows)
-    L, b = problem.quadratic(x, 2*c/problem.points*0.01)
+    L, b = problem.quadratic(x)
     H, g, lo, hi = (H + L)[:, lin][:, :, lin], (g - b)[:, lin], lay.lower(x)[lin].expand(len(x), -1), lay.upper(x)[lin].expand(len(x), -1)
     step = box_qp(H, g, lo, hi)
     cost = c + ((H @ step[..., None])[..., 0]*step).sum(-1)/2 + (g*step).sum(-1)

@@ -44,16 +44,16 @@ class RatioPrior:
     sd: float
 
     def rows(self, layout, params):
-        "(A [n, P], target [n], sd [B, n]); the sd scales with the reference's present amplitude"
+        "(A [n, P], target [n], sd [B, n]); the sd scales with the reference's present amplitude, or a tenth of its whole block's if that is more"
         labels = [canonical_name(l) for l in layout.labels]
         w = torch.zeros(layout.size, dtype=params.dtype, device=params.device)
         for n, weight in self.reference:
             if canonical_name(n) in labels: w[labels.index(canonical_name(n))] = weight
         A = -self.mean*w
         A[labels.index(canonical_name(self.name))] += 1
-        amount = (params @ w).clamp_min(0)
-        floor = 1e-3*params[:, [i for k, s in layout.slices.items() if k in ('amplitudes', 'macromolecules') for i in range(s.start, s.stop)]].abs().amax(-1) + 1e-30
-        return A[None], torch.zeros_like(A[:1]), (self.sd*torch.maximum(amount, floor))[:, None]
+        block = next(s for k, s in layout.slices.items() if s.start <= labels.index(canonical_name(self.name)) < s.stop)
+        amount = torch.maximum((params @ w).clamp_min(0), 0.1*params[:, block].clamp_min(0).sum(-1) + 1e-30)
+        return A[None], torch.zeros_like(A[:1]), (self.sd*amount)[:, None]
 
     def applies(self, names):
         "Does the model have the amplitude and some of its reference?"

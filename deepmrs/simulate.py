@@ -167,8 +167,8 @@ BRAIN_RANGES = {  # amounts in mmol/kg, from none to well above a healthy adult 
     'GABA': (0., 4.), 'GSH': (0., 4.), 'Tau': (0., 4.), 'Asp': (0., 5.), 'Lac': (0., 4.), 'Ala': (0., 2.), 'Glc': (0., 4.), 'PE': (0., 4.), 'Asc': (0., 3.), 'sIns': (0., 1.2),
     'Gly': (0., 2.5), 'Ser': (0., 2.), 'Ace': (0., 1.), '2HG': (0., 2.)}
 BRAIN_MACROMOLECULES = {  # protons in mmol/kg, around the classical ratios
-    'MM09': (2., 14.), 'MM12': (0., 5.), 'MM14': (1., 11.), 'MM17': (0., 7.), 'MM20': (3., 20.), 'Lip09': (0., 3.), 'Lip13a': (0., 8.), 'Lip13b': (0., 5.),
-    'Lip20': (0., 2.), '-CrCH2': (0., 2.)}
+    'MM09': (1., 10.), 'MM12': (0., 4.), 'MM14': (0., 8.), 'MM17': (0., 5.), 'MM20': (2., 15.), 'Lip09': (0., 2.), 'Lip13a': (0., 5.), 'Lip13b': (0., 3.),
+    'Lip20': (0., 1.5), '-CrCH2': (0., 2.)}
 
 
 def brain_priors(
@@ -196,7 +196,7 @@ def _smooth_factor(decoder, size):
     K, first = len(decoder.baseline.names), decoder.fids[:, 0].abs().max().item()/9
     height = 10*3*first/(math.pi*6)/decoder.acquisition.dwell_time
     x = torch.arange(K, dtype=torch.float64)
-    reach = 3/decoder.baseline.per_ppm*K/(decoder.baseline.window[1] - decoder.baseline.window[0])/2
+    reach = 2.4/decoder.baseline.per_ppm*K/(decoder.baseline.window[1] - decoder.baseline.window[0])
     cov = torch.exp(-((x[:, None] - x)/reach)**2/2) + 1e-6*torch.eye(K)
     one = torch.linalg.cholesky(cov)*size*height
     return torch.block_diag(one, one)
