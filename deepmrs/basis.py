@@ -16,7 +16,7 @@ from .core import Acquisition, InputError, as_complex, canonical_name, fid_to_sp
 
 # %% ../nbs/10_basis.ipynb #cd83f397
 class Basis:
-    "FIDs [M, N] of M metabolites with their acquisition, in the in-memory sign; two equal shapes or names are refused."
+    "FIDs [M, N] of M metabolites with their acquisition, in the in-memory sign; two equal shapes or names are refused"
 
     def __init__(self,
         fids,  # complex FIDs [M, N] (or [N] for one)
@@ -67,13 +67,9 @@ class Basis:
         gone = {self.index(n) for n in names}
         return self.select([n for i, n in enumerate(self.names) if i not in gone])
 
-    def spectrum(self):
-        "Complex spectra [M, N]"
-        return fid_to_spectrum(self.fids)
+    def spectrum(self): return fid_to_spectrum(self.fids)  # complex [M, N]
 
-    def describe(self):
-        "Two lines: the metabolites, and the acquisition"
-        return f'{len(self)} metabolites from {self.source}: {", ".join(self.names)}\n{self.acquisition.describe()}'
+    def describe(self): return f'{len(self)} metabolites from {self.source}: {", ".join(self.names)}\n{self.acquisition.describe()}'
 
     def __repr__(self): return f'Basis({self.describe()})'
 

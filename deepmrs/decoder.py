@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Block', 'Layout', 'Signals', 'Modulation', 'Shift', 'Lorentzian', 'Gaussian', 'Phase', 'FirstOrderPhase',
-           'check_modulation', 'Decoder', 'jacobian', 'GramTable', 'normal_equations', 'half_energy']
+           'check_modulation', 'Terms', 'Decoder', 'jacobian', 'GramTable', 'normal_equations', 'half_energy']
 
 # %% ../nbs/20_decoder.ipynb #fe3df2e5
 import math
@@ -177,8 +177,8 @@ def check_modulation(
     return mod
 
 # %% ../nbs/20_decoder.ipynb #5ced6e6b
-class Decoder(nn.Module):
-    "The linear combination model. Parameters [B, P] → FIDs [B, N]; differentiable; the only forward model."
+class Terms(nn.Module):
+    "The parts of a linear combination model, and the layout of its parameters; `Decoder` adds them up."
 
     def __init__(self,
         signals,  # list of `Signals` (or a `Basis`)
@@ -221,6 +221,10 @@ class Decoder(nn.Module):
                 full = part.new_zeros(part.shape[0], self.linear, part.shape[-1])
                 h = h + full.index_copy(1, torch.tensor([self.names.index(t) for t in m.targets], device=part.device), part)
         return h
+
+# %% ../nbs/20_decoder.ipynb #b0b22e33
+class Decoder(Terms):
+    "The linear combination model. Parameters [B, P] → FIDs [B, N]; differentiable; the only forward model. Made like `Terms`."
 
     def _mix(self, amplitudes, p):
         "Σ aₖ Bₖ exp(hₖ + h), time domain [B, N]"

@@ -84,7 +84,7 @@ class Batch:
     params: torch.Tensor  # [B, P]
     noise_sd: torch.Tensor  # [B] per real number
 
-
+# %% ../nbs/23_simulate.ipynb #25a6f080
 class Simulator:
     "Draws parameters from priors, decodes them and adds noise."
 
