@@ -175,15 +175,9 @@ class Spectra:
                   affine=self.affine, source=self.source, notes=self.notes)
         return Spectra(fids, **(kw | changes))
 
-    def spectrum(self):
-        "Complex spectra [B, N]"
-        return fid_to_spectrum(self.fids)
+    def spectrum(self): return fid_to_spectrum(self.fids)  # complex [B, N]
 
-    def to(self, device):
-        "Copy on a device"
-        new = self.replace(self.fids)
-        new.fids = self.fids.to(device)
-        return new
+    def to(self, device): return self.replace(self.fids.to(device))
 
     def describe(self):
         "Two lines: how many spectra, and their acquisition"
