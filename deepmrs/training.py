@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'FORMAT', 'Model', 'check_data', 'decoder_for', 'match_measured', 'Simulated', 'power', 'Measured',
-           'Settings', 'LitModel', 'run_training', 'read_log', 'get_priors', 'shortened', 'noise_range', 'build_model',
-           'train', 'save_model', 'load_model']
+           'Settings', 'mixed_seed', 'LitModel', 'run_training', 'read_log', 'get_priors', 'shortened', 'noise_range',
+           'build_model', 'train', 'train_from_config', 'save_model', 'load_model']
 
 # %% ../nbs/40_training.ipynb #d1db2986
 import copy
@@ -255,6 +255,13 @@ SCHEDULES = {  # progress 0…1 → factor on the learning rate
     'constant': lambda u: 1.}
 
 # %% ../nbs/40_training.ipynb #381c0f59
+def mixed_seed(seed, stream):
+    "One seed from two whole numbers, spread over all bits (splitmix64), since a CPU's generator looks at the low 32 only"
+    x = (seed*0x9E3779B97F4A7C15 + stream + 1)*0xBF58476D1CE4E5B9 % 2**64
+    x = (x ^ x >> 27)*0x94D049BB133111EB % 2**64
+    return (x ^ x >> 31) % 2**63
+
+
 class LitModel(pl.LightningModule):
     "The training loop's view of a `Model`: batches are step numbers, spectra are made in the step."
 
@@ -293,7 +300,7 @@ class LitModel(pl.LightningModule):
 
     def draw(self, n, stream, held=None):
         "(fids, variance, truth) of the random stream with this number"
-        return self.source(n, self.generator.manual_seed((self.settings.seed << 40) + stream), held)
+        return self.source(n, self.generator.manual_seed(mixed_seed(self.settings.seed, stream)), held)
 
     def _loss(self, batch):
         fids, variance, truth = batch
@@ -492,6 +499,40 @@ def train(
         return model
     with tempfile.TemporaryDirectory() as folder: return run_training(lit, folder, keep_logs=False)
 
+# %% ../nbs/40_training.ipynb #a0dab6c8
+def train_from_config(
+    config,  # a `RunConfig`
+    resume=False,  # go on from the last checkpoint in its `out`?
+):
+    "A trained `Model`"
+    acquisition = {} if config.acquisition is None else {k: v for k, v in vars(config.acquisition).items() if v is not None}
+    spectra, measured, basis = None, None, _config_basis(config)
+    if config.data is not None:
+        from deepmrs.io import read_spectra
+        spectra = read_spectra([config.find(p) for p in config.data], **acquisition)
+    acq = spectra.acquisition if spectra is not None else dataclasses.replace(basis.acquisition, **acquisition)
+    if config.macromolecules == 'measured':
+        if config.measured is None: raise InputError('"macromolecules": "measured" needs the file of the signal in "measured".')
+        from deepmrs.io import read_basis, read_paper_mm
+        path = config.find(config.measured)
+        mm = read_paper_mm(path) if path.name == 'mm.mat' else read_basis(path, names=['MM'])
+        measured = match_basis(mm, acq).fids[0]
+    same = {f.name for f in dataclasses.fields(Settings)} | {'preset', 'macromolecules', 'baseline', 'priors', 'noise_sd', 'noise', 'points', 'normalise', 'out'}
+    name, options = config.encoder['name'], {k: v for k, v in config.encoder.items() if k != 'name'}
+    return train(basis, spectra, measured=measured, acquisition=acq, encoder=name, encoder_options=options, resume=resume, **{k: getattr(config, k) for k in same})
+
+
+def _config_basis(config):
+    "The basis set of a run: simulated or read"
+    about = config.basis
+    if about.simulate is not None:
+        from deepmrs.spins import simulate_basis
+        basis = simulate_basis(**vars(about.simulate))
+    else:
+        from deepmrs.io import read_basis
+        basis = read_basis(config.find(about.path), dwell_time=about.dwell_time, spectrometer_frequency=about.spectrometer_frequency, names=about.names)
+    return basis if about.only is None else basis.select(about.only)
+
 # %% ../nbs/40_training.ipynb #c31a31c5
 FORMAT = 1  # of the card
 
@@ -530,7 +571,8 @@ def save_model(
     save_file(tensors, numbers)
     about = {'format': FORMAT, 'deepmrs': __version__, 'torch': torch.__version__, 'names': model.names, 'acquisition': dataclasses.asdict(model.acquisition),
              'layout': {k: list(b.labels) for k, b in model.layout.blocks.items()}, 'preset': _preset_card(model.preset), 'points': model.points,
-             'normalise': model.normalise, **model.card, 'sha256': hashlib.sha256(numbers.read_bytes()).hexdigest()}
+             'normalise': model.normalise} | model.card | {'checksum': hashlib.sha256(numbers.read_bytes()).hexdigest()}
+    model.card['checksum'] = about['checksum']
     card.write_text(json.dumps(about, indent=1, default=str), encoding='utf-8')
     return numbers, card
 
@@ -543,7 +585,7 @@ def _read_card(numbers, card):
     except ValueError as e: raise InputError(f'{card} is not a model card: {e}.') from None
     if not isinstance(about, dict) or not isinstance(about.get('format'), int): raise InputError(f'{card} is not a model card: it names no format.')
     if about['format'] > FORMAT: raise InputError(f'The model {numbers.stem} was saved by deepmrs {about.get("deepmrs")} in format {about["format"]}; this deepmrs reads up to {FORMAT}, so update it.')
-    if hashlib.sha256(numbers.read_bytes()).hexdigest() != about.get('sha256'): raise InputError(f'{numbers} is not the file that its card {card.name} describes: the checksum differs; copy both anew.')
+    if hashlib.sha256(numbers.read_bytes()).hexdigest() != about.get('checksum'): raise InputError(f'{numbers} is not the file that its card {card.name} describes: the checksum differs; copy both anew.')
     try: return load_file(numbers), about
     except SafetensorError as e: raise InputError(f'{numbers} is damaged: {e}.') from None
 
@@ -565,7 +607,7 @@ def load_model(
         decoder = decoder if decoder is not None else _load_decoder(card, acq, preset, fids)
         if {k: list(b.labels) for k, b in decoder.layout.blocks.items()} != card['layout']: raise InputError(f'The parameters of the model {path} are not those of its decoder; it was made by another version, so train it anew.')
         model = Model(_load_encoder(card, encoder, decoder.layout.size), decoder, tensors['head.mean'], tensors['head.sd'], card['points'], card['normalise'], preset=preset,
-                      card={k: card[k] for k in ('encoder', 'priors', 'noise', 'training') if k in card})
+                      card={k: card[k] for k in ('encoder', 'priors', 'noise', 'training', 'checksum') if k in card})
         model.load_state_dict(tensors)
     except InputError: raise
     except (KeyError, TypeError, ValueError, RuntimeError) as e: raise InputError(f'The card of the model {path} does not fit its numbers ({str(e).splitlines()[0]}); copy both files anew.') from None

@@ -1,0 +1,290 @@
+"Training: it learns, it resumes exactly, it saves and loads bit for bit, and it refuses in words."
+import json
+import math
+import signal
+import sys
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+from deepmrs.basis import Basis
+from deepmrs.config import read_run
+from deepmrs.core import Acquisition, InputError, Spectra
+from deepmrs.fitting import fit
+from deepmrs.model import make_decoder
+from deepmrs.simulate import Simulator
+from deepmrs.training import Settings, build_model, get_priors, load_model, mixed_seed, read_log, shortened, train, train_from_config
+import deepmrs.training as training
+
+ACQ = Acquisition(5e-4, 123.2, 512, echo_time=0.03)
+LINES = {'NAA': [(2.008, 3)], 'Cr': [(3.027, 3), (3.913, 2)], 'GPC': [(3.212, 9)]}
+PRIORS = {'amplitudes': [[3., 2., .5], [12., 9., 3.]], 'shift': [-3., 3.], 'lorentzian': [2., 12.], 'phase': [-.3, .3]}
+TINY = dict(points=256, encoder_options={'channels': [16, 24, 32, 40]}, batch_size=64, spectra_per_epoch=640, max_epochs=3, learning_rate=3e-3, schedule='cosine', validation=128,
+            progress=False, log_every=5)
+
+
+def toy(acq=ACQ):
+    t = acq.time_axis(dtype=torch.float64)
+    return Basis(torch.stack([sum(h*torch.exp((2j*math.pi*acq.to_hz(q) - 3)*t) for q, h in ls) for ls in LINES.values()]), list(LINES), acquisition=acq)
+
+
+def quick(**changes):
+    "A model after a few steps"
+    return train(toy(), **{**TINY, 'priors': PRIORS, 'noise_sd': 2., 'max_epochs': 1, **changes})
+
+
+def simulated(model, n=64, seed=3):
+    return Simulator(model.decoder, get_priors(PRIORS, model.decoder), 2.)(n, torch.Generator().manual_seed(seed))
+
+
+def state(model): return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    "(model after seconds of training, its folder)"
+    out = tmp_path_factory.mktemp('model')
+    return train(toy(), out=out, **{**TINY, 'priors': PRIORS, 'noise_sd': 2., 'max_epochs': 8, 'spectra_per_epoch': 6400}), out
+
+
+def test_learns(trained):
+    model, out = trained
+    b = simulated(model, 1000)
+    x = model.predict(b.fids)
+    for i in (0, 1, 2, 3, 5):
+        assert torch.corrcoef(torch.stack([x[:, i], b.params[:, i]]))[0, 1] > .9, model.layout.labels[i]
+    mse = lambda p: torch.view_as_real(model.decoder(p) - b.fids).square().mean()
+    assert mse(x) < 0.2*mse(model.head.mean.expand_as(x)) and mse(b.params)*0.95 < mse(x)
+    f = fit(model.decoder, b.fids, x)
+    assert f.converged.all() and f.steps.double().mean() <= fit(model.decoder, b.fids).steps.double().mean()
+    log = read_log(out)
+    assert log.val_loss.dropna().iloc[-1] < log.val_loss.dropna().iloc[0] and log.spectra_seen.max() == 8*6400 and 'train_loss' in log
+
+
+def test_any_scale_any_chunk(trained):
+    model, _ = trained
+    b = simulated(model)
+    x, scale = model.predict(b.fids), torch.where(model.linear, 3e7, 1.)
+    assert torch.allclose(model.predict(3e7*b.fids)/scale, x, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(model.predict(b.fids, chunk=7), x, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(model.predict(b.fids[:, :256]), x, rtol=1e-4, atol=1e-4)  # it reads no further
+    assert model.predict(b.fids[:0]).shape == (0, model.layout.size) and model.predict(0*b.fids).isfinite().all()
+    with pytest.raises(InputError, match='256 points'): model.predict(b.fids[:, :100])
+
+
+def test_save_load_is_exact(trained, tmp_path):
+    model, out = trained
+    b = simulated(model)
+    for path in (out, *model.save(tmp_path/'named.safetensors')):
+        again = load_model(path)
+        assert same(state(again), state(model)) and torch.equal(again.decoder.fids, model.decoder.fids) and torch.equal(again.predict(b.fids), model.predict(b.fids))
+        assert again.names == model.names and again.acquisition == model.acquisition and again.preset == model.preset
+    files = again.save(tmp_path/'twice')
+    assert same(state(load_model(tmp_path/'twice')), state(model)) and all(f.exists() for f in files)
+    assert load_model(tmp_path/'twice').card['checksum'] == again.card['checksum'] == model.card['checksum']
+
+
+@pytest.mark.parametrize('choice', [dict(preset='brain-3t', priors='brain'), dict(macromolecules='summed', priors='brain'), dict(macromolecules='measured'), dict(macromolecules='parametrised', priors='brain')])
+def test_save_load_of_each_model(choice, tmp_path):
+    acq = ACQ.replace(points=1024)
+    measured = torch.exp((2j*math.pi*acq.to_hz(1.3) - 60)*acq.time_axis()) if choice.get('macromolecules') == 'measured' else None
+    model = train(toy(acq), out=tmp_path, measured=measured, **{**TINY, 'max_epochs': 1, 'spectra_per_epoch': 128, **choice})
+    again = load_model(tmp_path)
+    x = torch.randn(3, 1024, dtype=torch.complex64)
+    p = model.predict(x)
+    assert torch.equal(again.predict(x), p) and torch.equal(again.decoder(p), model.decoder(p)) and again.layout.labels == model.layout.labels
+    assert again.preset == model.preset and again.decoder.priors == model.decoder.priors
+    shorter = model.decoder_for(acq.replace(points=800))
+    assert shorter.acquisition.points == 800 and shorter.layout.labels == model.layout.labels and model.decoder_for(acq) is model.decoder
+    rows = model.head.mean[None]
+    assert torch.allclose(shorter(rows)[:, 1:600], model.decoder(rows)[:, 1:600], atol=.03*float(model.decoder(rows).abs().max()))
+
+
+def test_resume_is_exact(tmp_path):
+    "Two epochs and two more are four, bit for bit"
+    whole = quick(max_epochs=4, out=tmp_path/'whole', schedule='constant')
+    quick(max_epochs=2, out=tmp_path/'parts', schedule='constant')
+    parts = quick(max_epochs=4, out=tmp_path/'parts', schedule='constant', resume=True)
+    assert same(state(whole), state(parts)) and parts.card['training']['steps'] == 40
+    assert read_log(tmp_path/'parts').val_loss.notna().sum() == 4
+    assert not same(state(whole), state(quick(max_epochs=4, schedule='constant', seed=1)))
+
+
+def test_interrupt_keeps_a_checkpoint(tmp_path, monkeypatch):
+    whole = quick(max_epochs=3, out=tmp_path/'whole')
+    step, before = training.LitModel.training_step, signal.getsignal(signal.SIGINT)
+    def stopping(self, batch, i):
+        if self.global_step == 13: raise KeyboardInterrupt
+        return step(self, batch, i)
+    monkeypatch.setattr(training.LitModel, 'training_step', stopping)
+    with pytest.raises(KeyboardInterrupt, match='resume=True'): quick(max_epochs=3, out=tmp_path/'cut')
+    assert signal.getsignal(signal.SIGINT) is before  # the next interrupt works too
+    monkeypatch.setattr(training.LitModel, 'training_step', step)
+    model = quick(max_epochs=3, out=tmp_path/'cut', resume=True)
+    assert model.card['training']['steps'] == 30 and same(state(model), state(whole))
+
+
+def test_early_stopping_and_time(tmp_path):
+    model = quick(max_epochs=50, patience=2, learning_rate=1e-30, schedule='constant')
+    assert model.card['training']['steps'] < 200
+    model = quick(max_epochs=10_000, minutes=0.03, out=tmp_path)
+    assert 1 < model.card['training']['seconds'] < 8 and model.card['training']['steps'] > 5
+
+
+def test_on_measured_spectra():
+    model = quick()
+    b = simulated(model, 300)
+    own = train(toy(), Spectra(5e5*b.fids, acquisition=ACQ), **{**TINY, 'priors': PRIORS, 'max_epochs': 10, 'spectra_per_epoch': 1280, 'points': 256})
+    x = own.predict(5e5*b.fids)
+    assert torch.corrcoef(torch.stack([x[:, 0], b.params[:, 0]]))[0, 1] > .8 and own.card['training']['data'] == '300 measured'
+    with pytest.raises(InputError, match='needs the truth'): train(toy(), Spectra(b.fids, acquisition=ACQ), **{**TINY, 'priors': PRIORS, 'parameter_weight': 1.})
+    with pytest.raises(InputError, match='at least 2'): train(toy(), Spectra(b.fids[:1], acquisition=ACQ), **{**TINY, 'priors': PRIORS})
+
+
+@pytest.mark.parametrize('changes', [dict(precision='bf16'), dict(normalise='none'), dict(parameter_weight=1., residual_weight=0.), dict(noise='fading'), dict(noise_sd=(1., 4.)), dict(noise_sd=None),
+                                     dict(noise_sd=0.), dict(window=(1.5, 4.2)), dict(clip=1.), dict(schedule='steps'), dict(spectra_per_epoch=64), dict(validation=7), dict(encoder='mlp', encoder_options={'widths': [32]})],
+                         ids=str)
+def test_settings(changes):
+    model = quick(**changes)
+    assert math.isfinite(model.card['training']['validation_loss']) and model.predict(simulated(model).fids).isfinite().all() and model.predict(simulated(model).fids).dtype == torch.float32
+
+
+class Own(nn.Module):
+    "An encoder of one's own"
+    def __init__(self, points, outputs, width=8):
+        super().__init__()
+        self.net = nn.Sequential(nn.Flatten(), nn.Linear(2*points, width), nn.GELU(), nn.Linear(width, outputs))
+    def forward(self, x): return self.net(x)
+
+
+def test_own_encoder(tmp_path, monkeypatch):
+    model = quick(encoder=Own, encoder_options={'width': 12}, out=tmp_path/'class')
+    again = load_model(tmp_path/'class')
+    assert isinstance(again.encoder, Own) and same(state(model), state(again))
+    monkeypatch.delattr(sys.modules[__name__], 'Own')
+    with pytest.raises(InputError, match='Own; give it'): load_model(tmp_path/'class')
+    monkeypatch.undo()
+    net = Own(256, model.layout.size, 5)
+    instance = quick(encoder=net, encoder_options=None, out=tmp_path/'instance')
+    assert instance.encoder is net
+    with pytest.raises(InputError, match='encoder='): load_model(tmp_path/'instance')
+    assert same(state(load_model(tmp_path/'instance', encoder=Own(256, model.layout.size, 5))), state(instance))
+    with pytest.raises(InputError, match='does not fit'): load_model(tmp_path/'instance', encoder=Own(256, model.layout.size, 6))
+
+
+def test_own_decoder(tmp_path):
+    dec = make_decoder(toy(), preset='none')[0]
+    model = train(decoder=dec, out=tmp_path, **{**TINY, 'priors': PRIORS, 'max_epochs': 1})
+    with pytest.raises(InputError, match='decoder='): load_model(tmp_path)
+    assert same(state(load_model(tmp_path, decoder=dec)), state(model))
+    with pytest.raises(InputError, match='one of the two'): train(toy(), decoder=dec)
+
+
+def damaged(folder, what):
+    numbers, card = folder/'model.safetensors', folder/'model.json'
+    about = json.loads(card.read_text())
+    if what == 'numbers': numbers.write_bytes(numbers.read_bytes()[:-4] + b'\0\0\0\1')
+    elif what == 'short': numbers.write_bytes(numbers.read_bytes()[:100])
+    elif what == 'no numbers': numbers.unlink()
+    elif what == 'no card': card.unlink()
+    elif what == 'not json': card.write_text('{')
+    elif what == 'list': card.write_text('[]')
+    else: card.write_text(json.dumps(about | what))
+
+
+@pytest.mark.parametrize('what, word', [('numbers', 'checksum'), ('short', 'checksum'), ('no numbers', 'no model file'), ('no card', 'no model file'), ('not json', 'not a model card'), ('list', 'not a model card'),
+                                        ({'format': 2}, 'update it'), ({'format': None}, 'names no format'), ({'layout': {'amplitudes': ['NAA']}}, 'not those of its decoder'), ({'names': ['NAA']}, 'layout|names|FID'),
+                                        ({'acquisition': {}}, 'does not fit'), ({'encoder': {'name': 'mlp', 'options': {}}}, 'does not fit'), ({'points': 128}, 'does not fit|too few'), ({'preset': {}}, 'does not fit')], ids=str)
+def test_damaged_models(trained, tmp_path, what, word):
+    trained[0].save(tmp_path)
+    damaged(tmp_path, what)
+    with pytest.raises(InputError, match=word) as e: load_model(tmp_path)
+    assert '\n' not in str(e.value)
+
+
+@pytest.mark.parametrize('changes, word', [(dict(nucleus='31P', centre_ppm=0.), '31P'), (dict(spectrometer_frequency=127.7), 'this field'), (dict(dwell_time=2.5e-4), 'resample'), (dict(points=200), 'method="fit"'),
+                                           (dict(echo_time=.068), 'echo time'), (dict(centre_ppm=4.7), 'centre')])
+def test_data_that_do_not_fit(trained, changes, word):
+    acq = ACQ.replace(**changes)
+    with pytest.raises(InputError, match=word) as e: trained[0].check_data(Spectra(torch.ones(1, acq.points), acquisition=acq))
+    assert 'method="fit"' in str(e.value)
+
+
+def test_data_that_fit(trained):
+    for changes in ({}, dict(echo_time=.031), dict(echo_time=None), dict(points=2048), dict(spectrometer_frequency=123.9), dict(centre_ppm=4.66)):
+        acq = ACQ.replace(**changes)
+        trained[0].check_data(Spectra(torch.ones(1, acq.points), acquisition=acq))
+
+
+@pytest.mark.parametrize('call, word', [(lambda: train(), 'one of the two'), (lambda: quick(batchsize=3), 'no setting batchsize'), (lambda: quick(schedule='linear'), 'schedule'), (lambda: quick(batch_size=0), 'above 0'),
+                                        (lambda: quick(resume=True), 'out='), (lambda: quick(points=4), 'points is 4'), (lambda: quick(priors='mine'), 'brain, paper'), (lambda: quick(priors={'shft': [0, 1]}), 'name shft'),
+                                        (lambda: quick(normalise='max'), 'rms or none'), (lambda: quick(precision='16'), '32 or bf16'), (lambda: quick(residual_weight=0.), 'nothing to learn')])
+def test_refusals(call, word):
+    with pytest.raises(InputError, match=word): call()
+
+
+def test_resume_without_a_checkpoint(tmp_path):
+    with pytest.raises(InputError, match='no checkpoint'): quick(out=tmp_path, resume=True)
+    with pytest.raises(InputError, match='no logs'): read_log(tmp_path)
+
+
+def test_default_model():
+    "The shipped model loads and reads a spectrum of its own making; without one the message says so"
+    try: model = load_model()
+    except InputError as e:
+        assert 'default model' in str(e)
+        pytest.skip('no default model in this installation')
+    x = model.head.mean.expand(2, -1)
+    assert model.predict(model.decoder(x)).isfinite().all()
+
+
+def test_nothing_global(tmp_path):
+    torch.manual_seed(5)
+    rng, bench = torch.get_rng_state(), torch.backends.cudnn.benchmark
+    with warnings.catch_warnings(record=True): quick(out=tmp_path)
+    assert torch.equal(torch.get_rng_state(), rng) and torch.backends.cudnn.benchmark == bench and torch.get_default_dtype() == torch.float32
+
+
+def test_shortened_decoder_is_the_same_model():
+    dec = make_decoder(toy(), preset='none')[0]
+    x = dec.layout.join({'amplitudes': torch.rand(3, 3), 'shift': 2.})
+    assert torch.allclose(shortened(dec, 100)(x), dec(x)[:, :100], atol=1e-5)
+    brain = make_decoder(toy(ACQ.replace(points=1024)))[0]
+    assert shortened(brain, 100) is brain
+
+
+def test_seeds_differ():
+    low = {mixed_seed(s, i) & 0xffffffff for s in range(50) for i in range(200)}
+    assert len(low) > 9990  # in the bits that a CPU's generator looks at
+    assert all(0 <= mixed_seed(s, i) < 2**63 for s in (0, 7, 2**31) for i in (0, 2**40))
+
+
+def test_from_a_run_file(tmp_path):
+    pytest.importorskip('deepmrs.spins')
+    run = {'basis': {'simulate': {'names': ['NAA', 'Cr', 'GPC'], 'sequence': 'press', 'echo_time': .03, 'points': 512, 'dwell_time': 5e-4}}, 'points': 256, 'out': str(tmp_path/'m'), 'max_epochs': 1,
+           'spectra_per_epoch': 128, 'batch_size': 64, 'validation': 64, 'progress': False, 'encoder': {'name': 'convnet', 'channels': [8, 16, 24]}, 'priors': {'from': 'brain', 'shift': [-2, 2]}}
+    (tmp_path/'run.json').write_text(json.dumps(run))
+    model = train_from_config(read_run(tmp_path/'run.json'))
+    assert model.names == ['NAA', 'Cr', 'GPC'] and load_model(tmp_path/'m').card['priors']['shift']['high'] == 2
+    from deepmrs.io import write_spectra
+    write_spectra(Spectra(simulated_from(model), acquisition=model.acquisition), tmp_path/'x.nii.gz')
+    more = train_from_config(read_run(run | {'data': [str(tmp_path/'x.nii.gz')], 'out': None}))
+    assert more.card['training']['data'] == '40 measured'
+
+
+def simulated_from(model): return Simulator(model.decoder, get_priors('brain', model.decoder), 1.)(40, torch.Generator().manual_seed(0)).fids
+
+
+def test_build_model_starts_at_the_prior():
+    model, sim = build_model(make_decoder(toy(), preset='none')[0], PRIORS, 2., points=256, encoder_options={'channels': [8, 16]})
+    with torch.no_grad():
+        for p in model.encoder.out.parameters(): p.zero_()
+    b = sim(500, torch.Generator().manual_seed(0))
+    x = model.predict(b.fids)
+    assert torch.allclose(x[:, 3:].mean(0), model.head.mean[3:], atol=1e-3) and (x[:, :3].mean(0)/model.head.mean[:3] - 1).abs().max() < .2
+    assert Settings().batch_size == 128
