@@ -11,6 +11,7 @@ import dataclasses
 import math
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -202,6 +203,7 @@ _CANONICAL = {re.sub(r'[^0-9a-z]', '', a.lower()): k for k, v in ALIASES.items()
 TOTALS = {'tNAA': ('NAA', 'NAAG'), 'tCr': ('Cr', 'PCr'), 'tCho': ('GPC', 'PCho'), 'Glx': ('Glu', 'Gln')}
 
 
+@lru_cache(maxsize=4096)
 def canonical_name(
     name,  # a metabolite's name in any of the field's spellings
 ):

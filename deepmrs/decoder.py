@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Block', 'Layout', 'Signals', 'Modulation', 'Shift', 'Lorentzian', 'Gaussian', 'Phase', 'FirstOrderPhase',
-           'check_modulation', 'Terms', 'Decoder', 'jacobian', 'GramTable', 'normal_equations', 'half_energy']
+           'check_modulation', 'Terms', 'Decoder', 'jacobian', 'GramTable', 'normal_equations', 'half_energy',
+           'reduced']
 
 # %% ../nbs/20_decoder.ipynb #fe3df2e5
 import math
@@ -412,3 +413,29 @@ def _bare_normal(decoder, params, y, table, energy):
     S = torch.stack([torch.stack([same[tuple(sorted((i, j)))] for j in table.order], -1) for i in table.order], -2)
     H = torch.cat([torch.cat([R0, X], -1), torch.cat([X.mT, S], -1)], -2)
     return cost, torch.cat([r0 - u0.real, torch.stack([grad[k] for k in table.order], -1)], -1), H
+
+# %% ../nbs/20_decoder.ipynb #2b4263dd
+def reduced(
+    decoder,  # a `Decoder`
+    keep,  # indices [n] of neighbouring points of the spectrum
+    margin=60.,  # Hz kept on each side, tapered
+):
+    "(small `Decoder` with the same parameters, indices of the same points in its spectra), or None if it would hardly be smaller"
+    acq, N = decoder.acquisition, decoder.acquisition.points
+    edge = max(int(margin*N*acq.dwell_time), 4)
+    low, n = int(keep[0]) - edge, len(keep) + 2*edge
+    n += n % 2
+    if low < 0 or low + n > N or n > 0.6*N: return None
+    band = slice(low, low + n)
+    rise = torch.sin(torch.linspace(0, math.pi/2, edge, device=keep.device))**2
+    taper = torch.cat([rise, torch.ones(n - 2*edge, device=keep.device), rise.flip(0)])
+    fade = torch.cos(((torch.arange(N, device=keep.device)/N - 13/16)*8).clamp(0, 1)*math.pi/2)**2
+    fids = spectrum_to_fid(fid_to_spectrum(decoder.fids*fade)[:, band]*taper)
+    centre = acq.centre_ppm + float(decoder.frequency[low + n//2])/acq.spectrometer_frequency
+    sizes = [len(s.names) for s in decoder.signals]
+    signals = [Signals(f, s.names, s.group, s.unit, s.nonnegative) for f, s in zip(fids.split(sizes), decoder.signals)]
+    small = Decoder(signals, acq.replace(points=n, dwell_time=acq.dwell_time*N/n, centre_ppm=centre), decoder.modulations, decoder.baseline, decoder.priors).to(keep.device)
+    small.time = torch.where(torch.arange(n, device=keep.device) < n - n//16, small.time, small.time - n*small.acquisition.dwell_time)
+    small.frequency = decoder.frequency[band]
+    if decoder.baseline is not None: small.splines = decoder.splines[:, band]
+    return small, keep - low
