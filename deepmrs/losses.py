@@ -37,7 +37,7 @@ def fid_loss(
 # %% ../nbs/31_losses.ipynb #0a435c09
 def window_loss(
     look,  # a `Look`
-    keep,  # indices [n] of the points of the spectrum that count
+    keep,  # which points of the spectrum count: a slice or indices [n]
 ):
     "Mean squared residual of real and imaginary parts within a window of the spectrum, over N · `variance` (a number)"
     r = (look.decoder.spectrum(look.params) - fid_to_spectrum(look.fids))[:, keep]
@@ -78,6 +78,7 @@ def make_loss(
     "The `Loss` of a training"
     if window is None: data = lambda look: fid_loss(look, first, last)
     else:
-        keep = window_points(decoder.acquisition, window).to(sd.device)
+        inside = window_points(decoder.acquisition, window)
+        keep = slice(int(inside[0]), int(inside[-1]) + 1)
         data = lambda look: window_loss(look, keep)
     return Loss([(residual, data), (parameters, lambda look: parameter_loss(look, sd))])

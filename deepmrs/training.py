@@ -32,7 +32,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from . import __version__
-from .basis import Basis, match_basis
+from .basis import Basis, match_basis, upright
 from .core import Acquisition, InputError
 from .decoder import Decoder, Signals
 from .encoders import ENCODERS, ParameterHead, make_encoder
@@ -85,14 +85,18 @@ class Model(nn.Module):
         params = self.head(raw)
         return torch.where(self.linear, params*(scale/self.reference)[:, None], params), raw
 
+    @torch.no_grad()
     def forward(self,
         fids,  # FIDs [B, N], complex, N ≥ points; on any device
         chunk=8192,  # spectra at a time
     ):
-        "Parameters [B, P], float32, on the device of `fids`; amplitudes in the data's scale"
+        "Parameters [B, P], float32, on the device of `fids`; amplitudes in the data's scale. Keeps no gradients (`read` does)"
         if fids.shape[-1] < self.points: raise InputError(f'The model reads {self.points} points, but the data have {fids.shape[-1]}; acquire or simulate more, or use method="fit".')
-        device = self.reference.device
-        return torch.cat([self.read(part.to(device, torch.complex64))[0].to(fids.device) for part in fids.split(chunk)]) if len(fids) else fids.real.new_zeros(0, self.layout.size)
+        if not len(fids): return fids.real.new_zeros(0, self.layout.size)
+        device, was = self.reference.device, self.training
+        self.eval()
+        try: return torch.cat([self.read(part.to(device, torch.complex64))[0].to(fids.device) for part in fids[:, :self.points].split(chunk)])
+        finally: self.train(was)
 
     def check_data(self, spectra):
         "Refuse, in one sentence, `Spectra` that the model was not trained for; return them otherwise"
@@ -106,14 +110,6 @@ class Model(nn.Module):
     def save(self, path):
         "Write `path` (a folder, or a file name ending in .safetensors) as safetensors and a JSON card; returns both paths"
         return save_model(self, path)
-
-    @torch.no_grad()
-    def predict(self, fids, chunk=8192):
-        "`forward` without gradients, in evaluation mode"
-        was = self.training
-        self.eval()
-        try: return self(fids, chunk)
-        finally: self.train(was)
 
 # %% ../nbs/40_training.ipynb #52e181fc
 def check_data(
@@ -441,6 +437,7 @@ def build_model(
     priors='brain',  # see `get_priors`
     noise_sd=None,  # per real number: a number, (low, high), or None: `noise_range`
     noise='white',  # or 'fading'
+    artefacts=(),  # functions (fids, batch, generator) → fids, see `Simulator`
     encoder='convnet',  # a name, a class or an `nn.Module`
     encoder_options=None,  # dict
     points=1024,  # that the encoder sees
@@ -453,7 +450,7 @@ def build_model(
     dists = get_priors(priors, decoder)
     cut = shortened(decoder, points)
     if noise_sd is None: noise_sd = noise_range(Simulator(cut, dists))
-    sim = Simulator(cut, dists, noise_sd, noise)
+    sim = Simulator(cut, dists, noise_sd, noise, artefacts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = make_encoder(encoder, points, decoder.layout.size, **(encoder_options or {}))
@@ -467,13 +464,13 @@ def build_model(
 # %% ../nbs/40_training.ipynb #25564102
 def train(
     basis=None,  # a `Basis`; or give `decoder`
-    spectra=None,  # measured `Spectra` to learn from, as they are; None: simulated ones
+    spectra=None,  # measured `Spectra` to learn from, water removed and aligned as the preset would; None: simulated ones
     *,
     decoder=None,  # a `Decoder` of your own, instead of a basis set
     preset='none',  # a name or a `Preset`
     macromolecules=None, baseline=None, measured=None,  # overrule the preset, see `make_decoder`
     acquisition=None,  # `Acquisition`; default that of the spectra, else of the basis set
-    priors='brain', noise_sd=None, noise='white', encoder='convnet', encoder_options=None, points=1024, normalise='rms',  # see `build_model`
+    priors='brain', noise_sd=None, noise='white', artefacts=(), encoder='convnet', encoder_options=None, points=1024, normalise='rms',  # see `build_model`
     out=None,  # folder for model, logs and checkpoints; None keeps nothing
     resume=False,  # go on from the last checkpoint in `out`
     **settings,  # of the training, see `Settings`
@@ -484,9 +481,11 @@ def train(
     s, used = Settings(**settings), None
     if resume and out is None: raise InputError('To resume, say the folder of the earlier training: out=….')
     if (basis is None) == (decoder is None): raise InputError('Give a basis set or a decoder, one of the two.')
-    if decoder is None: decoder, used, _ = make_decoder(basis, acquisition or (spectra.acquisition if spectra is not None else None), preset, macromolecules, baseline, measured)
+    if decoder is None:
+        basis = upright(basis) if get_preset(preset).align else basis
+        decoder, used, _ = make_decoder(basis, acquisition or (spectra.acquisition if spectra is not None else None), preset, macromolecules, baseline, measured)
     points = min(points, decoder.acquisition.points)
-    model, sim = build_model(decoder, priors, noise_sd, noise, encoder, encoder_options, points, normalise, used, s.seed)
+    model, sim = build_model(decoder, priors, noise_sd, noise, artefacts, encoder, encoder_options, points, normalise, used, s.seed)
     if spectra is not None: model.check_data(spectra)
     cut = sim.decoder
     source = Simulated(sim, points, s.validation) if spectra is None else Measured(spectra.fids[:, :cut.acquisition.points], points, s.seed)

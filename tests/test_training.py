@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
 def test_learns(trained):
     model, out = trained
     b = simulated(model, 1000)
-    x = model.predict(b.fids)
+    x = model(b.fids)
     for i in (0, 1, 2, 3, 5):
         assert torch.corrcoef(torch.stack([x[:, i], b.params[:, i]]))[0, 1] > .9, model.layout.labels[i]
     mse = lambda p: torch.view_as_real(model.decoder(p) - b.fids).square().mean()
@@ -69,12 +69,12 @@ def test_learns(trained):
 def test_any_scale_any_chunk(trained):
     model, _ = trained
     b = simulated(model)
-    x, scale = model.predict(b.fids), torch.where(model.linear, 3e7, 1.)
-    assert torch.allclose(model.predict(3e7*b.fids)/scale, x, rtol=1e-3, atol=1e-4)
-    assert torch.allclose(model.predict(b.fids, chunk=7), x, rtol=1e-4, atol=1e-4)
-    assert torch.allclose(model.predict(b.fids[:, :256]), x, rtol=1e-4, atol=1e-4)  # it reads no further
-    assert model.predict(b.fids[:0]).shape == (0, model.layout.size) and model.predict(0*b.fids).isfinite().all()
-    with pytest.raises(InputError, match='256 points'): model.predict(b.fids[:, :100])
+    x, scale = model(b.fids), torch.where(model.linear, 3e7, 1.)
+    assert torch.allclose(model(3e7*b.fids)/scale, x, rtol=1e-3, atol=1e-4)
+    assert torch.allclose(model(b.fids, chunk=7), x, rtol=1e-4, atol=1e-4)
+    assert torch.allclose(model(b.fids[:, :256]), x, rtol=1e-4, atol=1e-4)  # it reads no further
+    assert model(b.fids[:0]).shape == (0, model.layout.size) and model(0*b.fids).isfinite().all()
+    with pytest.raises(InputError, match='256 points'): model(b.fids[:, :100])
 
 
 def test_save_load_is_exact(trained, tmp_path):
@@ -82,7 +82,7 @@ def test_save_load_is_exact(trained, tmp_path):
     b = simulated(model)
     for path in (out, *model.save(tmp_path/'named.safetensors')):
         again = load_model(path)
-        assert same(state(again), state(model)) and torch.equal(again.decoder.fids, model.decoder.fids) and torch.equal(again.predict(b.fids), model.predict(b.fids))
+        assert same(state(again), state(model)) and torch.equal(again.decoder.fids, model.decoder.fids) and torch.equal(again(b.fids), model(b.fids))
         assert again.names == model.names and again.acquisition == model.acquisition and again.preset == model.preset
     files = again.save(tmp_path/'twice')
     assert same(state(load_model(tmp_path/'twice')), state(model)) and all(f.exists() for f in files)
@@ -96,8 +96,8 @@ def test_save_load_of_each_model(choice, tmp_path):
     model = train(toy(acq), out=tmp_path, measured=measured, **{**TINY, 'max_epochs': 1, 'spectra_per_epoch': 128, **choice})
     again = load_model(tmp_path)
     x = torch.randn(3, 1024, dtype=torch.complex64)
-    p = model.predict(x)
-    assert torch.equal(again.predict(x), p) and torch.equal(again.decoder(p), model.decoder(p)) and again.layout.labels == model.layout.labels
+    p = model(x)
+    assert torch.equal(again(x), p) and torch.equal(again.decoder(p), model.decoder(p)) and again.layout.labels == model.layout.labels
     assert again.preset == model.preset and again.decoder.priors == model.decoder.priors
     shorter = model.decoder_for(acq.replace(points=800))
     assert shorter.acquisition.points == 800 and shorter.layout.labels == model.layout.labels and model.decoder_for(acq) is model.decoder
@@ -140,7 +140,7 @@ def test_on_measured_spectra():
     model = quick()
     b = simulated(model, 300)
     own = train(toy(), Spectra(5e5*b.fids, acquisition=ACQ), **{**TINY, 'priors': PRIORS, 'max_epochs': 10, 'spectra_per_epoch': 1280, 'points': 256})
-    x = own.predict(5e5*b.fids)
+    x = own(5e5*b.fids)
     assert torch.corrcoef(torch.stack([x[:, 0], b.params[:, 0]]))[0, 1] > .8 and own.card['training']['data'] == '300 measured'
     with pytest.raises(InputError, match='needs the truth'): train(toy(), Spectra(b.fids, acquisition=ACQ), **{**TINY, 'priors': PRIORS, 'parameter_weight': 1.})
     with pytest.raises(InputError, match='at least 2'): train(toy(), Spectra(b.fids[:1], acquisition=ACQ), **{**TINY, 'priors': PRIORS})
@@ -151,7 +151,7 @@ def test_on_measured_spectra():
                          ids=str)
 def test_settings(changes):
     model = quick(**changes)
-    assert math.isfinite(model.card['training']['validation_loss']) and model.predict(simulated(model).fids).isfinite().all() and model.predict(simulated(model).fids).dtype == torch.float32
+    assert math.isfinite(model.card['training']['validation_loss']) and model(simulated(model).fids).isfinite().all() and model(simulated(model).fids).dtype == torch.float32
 
 
 class Own(nn.Module):
@@ -240,7 +240,7 @@ def test_default_model():
         assert 'default model' in str(e)
         pytest.skip('no default model in this installation')
     x = model.head.mean.expand(2, -1)
-    assert model.predict(model.decoder(x)).isfinite().all()
+    assert model(model.decoder(x)).isfinite().all()
 
 
 def test_nothing_global(tmp_path):
@@ -285,6 +285,6 @@ def test_build_model_starts_at_the_prior():
     with torch.no_grad():
         for p in model.encoder.out.parameters(): p.zero_()
     b = sim(500, torch.Generator().manual_seed(0))
-    x = model.predict(b.fids)
+    x = model(b.fids)
     assert torch.allclose(x[:, 3:].mean(0), model.head.mean[3:], atol=1e-3) and (x[:, :3].mean(0)/model.head.mean[:3] - 1).abs().max() < .2
     assert Settings().batch_size == 128

@@ -27,10 +27,21 @@ def noise_for_snr(snr, line=3*9.5, width=6., dwell_time=2.5e-4, points=2048):
     return line/(math.pi*width)/dwell_time/(snr*math.sqrt(points))
 
 
+def residual_water(fids, batch, generator):
+    "Half of the spectra get what water removal leaves: a line within 0.15 ppm of the centre, up to a tenth of the first point, any phase, 2 to 15 Hz wide"
+    n, device = len(fids), fids.device
+    size, where, damp, phase = (torch.rand(n, 1, generator=generator, device=device) for _ in range(4))
+    t = torch.arange(fids.shape[1], device=device)*ACQUISITION['dwell_time']
+    first = batch.clean[:, :1].abs()
+    amplitude = 0.1*first*(2*size - 1).clamp_min(0)
+    hz = (2*where - 1)*0.15*ACQUISITION['spectrometer_frequency']
+    return fids + amplitude*torch.exp(2j*math.pi*(phase + hz*t) - math.pi*(2 + 13*damp)*t)
+
+
 def errors(model, sim, n=2000, seed=123):
     "Table: each parameter's RMSE, bias and slope on n fresh spectra, the prior's sd, the median Cramér-Rao bound and the fit from the network's start"
     b = sim(n, torch.Generator(model.decoder.fids.device).manual_seed(seed))
-    x, lay = model.predict(b.fids), model.layout
+    x, lay = model(b.fids), model.layout
     e = x - b.params
     slope = ((x - x.mean(0))*(b.params - b.params.mean(0))).sum(0)/(b.params - b.params.mean(0)).square().sum(0).clamp_min(1e-30)
     some = slice(0, min(n, 200))
@@ -72,8 +83,8 @@ def main():
     noise = (noise_for_snr(high), noise_for_snr(low))
     options = {'channels': [int(c) for c in a.channels.split(',')]} if a.encoder == 'convnet' else None
     tic = time.perf_counter()
-    model = train(basis, preset='brain-3t', priors='brain', noise_sd=noise, encoder=a.encoder, encoder_options=options, points=1024, out=a.out, resume=a.resume, batch_size=a.batch,
-                  spectra_per_epoch=256*a.batch, max_epochs=100_000, minutes=a.minutes, schedule='cosine', learning_rate=a.rate, patience=None, precision=a.precision, clip=1.,
+    model = train(basis, preset='brain-3t', priors='brain', noise_sd=noise, artefacts=[residual_water], encoder=a.encoder, encoder_options=options, points=1024, out=a.out, resume=a.resume, batch_size=a.batch,
+                  spectra_per_epoch=400*a.batch, max_epochs=100_000, minutes=a.minutes, schedule='cosine', learning_rate=a.rate, patience=None, precision=a.precision, clip=1.,
                   parameter_weight=a.parameter_weight, compile=a.compile, log_every=64, validation=4*a.batch, progress=False)
     t = model.card['training']
     print(f'{t["spectra_seen"]:,} spectra in {time.perf_counter() - tic:.0f} s: {t["spectra_seen"]/t["seconds"]:,.0f} a second; validation loss {t["validation_loss"]:.4f}')
