@@ -35,7 +35,7 @@ class SplineBaseline:
     def __init__(self,
         acq,  # `Acquisition` of the data
         stiffness='moderate',  # a key of `STIFFNESS`, or the effective dimension per ppm
-        window=(0.2, 4.2),  # ppm; outside it the baseline is zero
+        window=(0.2, 4.2),  # ppm; outside it the baseline fades to zero
         spacing=None,  # ppm between knots; default fine enough for the stiffness
     ):
         if isinstance(stiffness, str) and stiffness not in STIFFNESS:
@@ -43,16 +43,17 @@ class SplineBaseline:
         self.per_ppm = STIFFNESS[stiffness] if isinstance(stiffness, str) else float(stiffness)
         self.window, width = (min(window), max(window)), abs(window[1] - window[0])
         pieces = max(4, math.ceil(width / (spacing or min(0.4/self.per_ppm, 0.25))))
-        knots = self.window[0] + width*np.arange(-3, pieces + 4)/pieces
-        keep = window_points(acq, window)
-        x = acq.ppm_axis(dtype=torch.float64)[keep].numpy()
-        Z = torch.from_numpy(BSpline.design_matrix(x, knots, 3).toarray())  # [n points, splines]
-        self.columns = torch.zeros(Z.shape[1], acq.points, dtype=torch.float64)
-        self.columns[:, keep] = Z.T
+        h, many = width/pieces, pieces + 3
+        knots = self.window[0] + h*np.arange(-6, pieces + 7)  # three more on each side, so that each spline ends where it likes
+        x = acq.ppm_axis(dtype=torch.float64).numpy()
+        seen = (x >= knots[3]) & (x <= knots[-4])
+        self.columns = torch.zeros(many, acq.points, dtype=torch.float64)
+        self.columns[:, seen] = torch.from_numpy(BSpline.design_matrix(x[seen], knots, 3).toarray()[:, 3:3+many].T)
+        Z = self.columns[:, window_points(acq, window)].T
         D = torch.from_numpy(np.diff(np.eye(Z.shape[1]), n=2, axis=0))
         self.weight = _weight_for(Z.T @ Z, D.T @ D, self.per_ppm*width)
         self.penalty = self.weight * D.T @ D
-        self.names = tuple(f'{(knots[j] + knots[j+4])/2:.2f}' for j in range(Z.shape[1]))
+        self.names = tuple(f'{(knots[j+3] + knots[j+7])/2:.2f}' for j in range(Z.shape[1]))
 
 
 def _weight_for(G, R, dimension):

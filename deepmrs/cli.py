@@ -146,7 +146,7 @@ def quantify(
     for path, place in zip(files, folders(files, out)):
         try: quantify_file(path, place, reading | {'dynamics': dynamics}, found, choices)
         except InputError as e:
-            complain(f'{path}: {e}')
+            complain(e if Path(path).name in str(e) else f'{path}: {e}')
             failed += 1
     if failed:
         if len(files) > 1: complain(f'{failed} of {len(files)} files could not be quantified.')
@@ -226,10 +226,12 @@ def basis_show(
 
 def draw_basis(basis, path):
     "The basis set as a figure file"
+    import matplotlib.pyplot as plt
     from deepmrs.io import replacing
     from deepmrs.plot import plot_basis
     ax = plot_basis(basis)
     with replacing(path) as f: ax.figure.savefig(f, format=Path(path).suffix[1:] or 'png', dpi=150, bbox_inches='tight')
+    plt.close(ax.figure)
 
 
 @basis_app.command('convert')

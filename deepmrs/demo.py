@@ -6,10 +6,9 @@
 __all__ = ['HEALTHY_MACROMOLECULES', 'healthy_priors', 'demo_spectra', 'compare', 'demo', 'simulate_file']
 
 # %% ../nbs/64_demo.ipynb #c3bbf0ff
-import math
 from pathlib import Path
 
-import numpy as np
+import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 
@@ -18,7 +17,7 @@ from .core import InputError, canonical_name
 from .model import make_decoder
 from .quantify import quantify, writable_folder
 from .report import report
-from .simulate import Normal, Simulator, brain_priors, paper_priors
+from .simulate import Normal, Simulator, brain_priors
 from .training import load_model
 
 # %% ../nbs/64_demo.ipynb #6f255f50
@@ -77,7 +76,10 @@ def demo(
     table = compare(result, truth)
     table.to_csv(out/'truth.csv', index=False)
     page = report(result, out, truth=truth, title='deepmrs: the built-in example')
-    for i in range(2): result.plot(i).figure.savefig(out/f'{spectra.names[i]}.png', dpi=120, bbox_inches='tight')
+    for i in range(2):
+        figure = result.plot(i).figure
+        figure.savefig(out/f'{spectra.names[i]}.png', dpi=120, bbox_inches='tight')
+        plt.close(figure)
     first = table[(table.spectrum == spectra.names[0]) & (table.kind != 'macromolecule')]
     lines = [f'{"":8s}{"truth":>8s}{"estimate":>10s}{"± sd":>8s}{"error/sd":>10s}   ({spectra.names[0]}, mmol/kg)']
     lines += [f'{r.metabolite:8s}{r.truth:8.2f}{r.amplitude:10.2f}{r.sd:8.2f}{r.error_in_sd:10.1f}' for r in first.itertuples()]

@@ -232,10 +232,10 @@ def plot_coverage(
     "Share of the intervals that hold the truth, against what they say: a dot for each amount and noise level, a line through the medians. Returns the axes"
     ax, said = _axes(ax, (3.4, 3.2)), np.array(LEVELS)
     ax.plot([0, 100], [0, 100], color='k', lw=.7)
-    for i, m in enumerate(x for x in methods if x in set(frame.method)):
+    for m, mark in zip((x for x in methods if x in set(frame.method)), ('o', 's', 'D', '^')):
         c = 100*frame[frame.method == m][[f'coverage_{p}' for p in LEVELS]].to_numpy()
-        ax.plot(np.repeat(said[None] + 1.5*i - 1.5, len(c), 0), c, '.', ms=4, alpha=.5, color=COLOURS[m], mew=0)
-        ax.plot(said + 1.5*i - 1.5, np.nanmedian(c, 0), 'o-', ms=4, color=COLOURS[m], label=m)
+        ax.plot(np.repeat(said[None], len(c), 0), c, '.', ms=4, alpha=.5, color=COLOURS[m], mew=0)
+        ax.plot(said, np.nanmedian(c, 0), mark, ls='--' if m == 'hybrid' else '-', ms=8 if m == 'hybrid' else 4, mfc='none' if m == 'hybrid' else None, color=COLOURS[m], label=m)
     ax.set(xlabel='interval says (%)', ylabel='holds the truth (%)', xlim=(40, 102), ylim=(0, 102)); ax.legend(frameon=False, fontsize=8)
     return ax
 
