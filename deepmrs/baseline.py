@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.interpolate import BSpline
 
-from .core import Acquisition, InputError
+from .core import InputError
 
 # %% ../nbs/22_baseline.ipynb #bf6cba84
 STIFFNESS = {'stiff': 1.5, 'moderate': 3., 'flexible': 6.}  # effective dimension per ppm

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from scipy.interpolate import make_interp_spline
 
-from .core import Acquisition, InputError, as_complex, canonical_name, fid_to_spectrum, make_acquisition
+from .core import InputError, as_complex, canonical_name, fid_to_spectrum, make_acquisition
 
 # %% ../nbs/10_basis.ipynb #cd83f397
 class Basis:

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from .core import Acquisition, InputError
+from .core import InputError
 from .decoder import Signals
 
 # %% ../nbs/21_macromolecules.ipynb #804ac834

@@ -7,7 +7,6 @@ __all__ = ['CLASSICAL_RATIOS', 'BIG_THREE', 'WEAK_RATIOS', 'PRESETS', 'SoftPrior
            'get_preset', 'proton_unit', 'has_macromolecules', 'make_decoder']
 
 # %% ../nbs/24_model.ipynb #37ff4a79
-import math
 from dataclasses import asdict, dataclass
 
 import torch

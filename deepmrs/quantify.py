@@ -20,9 +20,9 @@ import pandas as pd
 import torch
 
 from .basis import Basis, match_basis, upright
-from .core import TOTALS, InputError, Spectra, canonical_name, fid_to_spectrum
-from .fitting import Fit, crlb, fit
-from .model import get_preset, has_macromolecules, make_decoder
+from .core import TOTALS, InputError, canonical_name, fid_to_spectrum
+from .fitting import Fit, fit
+from .model import get_preset, make_decoder
 from .plot import plot_fit
 from .preprocess import align, correct_eddy_currents, linewidth, phase, remove_water, snr
 
