@@ -99,11 +99,11 @@ STATUS = {'ok': 'quantified', 'empty': 'not quantified: the data hold only zeros
 MAIN = (*TOTALS, 'Ins')  # what a summary shows
 
 
-def legend(frame):
+def legend(frame, grey):
     "What the columns mean"
     ratio = ' Ratios are to tCr, their errors from the covariance of both.' if 'ratio_tCr' in frame else ''
     return ('± is one standard deviation, CRLB the same in percent of the amount: the Cramér-Rao bound at the estimate, all parameters of the model included. '
-            f'It holds noise and overlap, not errors of the model.{ratio} Amounts with a bound above 50\u00a0% are grey; ∞ marks an amount of zero.')
+            f'It holds noise and overlap, not errors of the model.{ratio} ∞ marks an amount of zero.' + (' Amounts with a bound above 50\u00a0% are grey.' if grey else ''))
 
 
 def ordered(frame):
@@ -379,7 +379,7 @@ def contents(result, truth=None, title=None):
     parts = [('amounts', 'Amounts'), *([('truth', 'Truth')] if truth is not None else []), *([('fits', 'Fits')] if fits and not one else []), ('quality', 'Quality'), ('done', 'What was done'),
              ('checklist', 'Checklist'), ('settings', 'Settings')]
     return {'title': title or f'Brain MR spectroscopy: {result.spectra.source}', 'subtitle': f'{" · ".join(result.spectra.describe().splitlines())} · deepmrs {result.settings["deepmrs"]}, {result.settings["time"]}', 'sections': parts,
-            'cards': cards(result, q), 'unit_sentence': UNIT_SENTENCE, 'legend': legend(frame), 'fits': fits, 'fits_note': 'The first spectra and those that need a look.',
+            'cards': cards(result, q), 'unit_sentence': UNIT_SENTENCE, 'legend': legend(frame, one), 'fits': fits, 'fits_note': 'The first spectra and those that need a look.',
             **amounts_part(result, frame, q, power), 'truth': None if truth is None else truth_part(result, frame, truth, power),
             'quality': quality_facts(q) if one else quality_table(q, LIMIT), 'definitions': [] if one else [f'{c[0]}: {c[4]}.' for c in _present(q)], 'correlation': correlation_picture(result, seen[0][0]) if seen else None,
             'notes': result.notes, 'choices': facts(choices(result)), 'checklist': headed(checklist(result, q)), 'settings': facts(flat(result.settings))}
