@@ -209,7 +209,7 @@ def basis_simulate(
     write_basis(basis, out)
     say(f'{basis.describe()}\nwritten to {out}')
 
-
+# %% ../nbs/71_cli.ipynb #404118a3
 @basis_app.command('show')
 def basis_show(
     path: Annotated[Path, typer.Argument(help='Basis set or spectra.')], dwell_time: Dwell = None, spectrometer_frequency: Frequency = None, key: Key = None,

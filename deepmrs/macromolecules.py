@@ -4,15 +4,16 @@
 
 # %% auto #0
 __all__ = ['CLASSICAL', 'PAPER_POSITION', 'PAPER_WIDTH', 'PAPER_AMPLITUDE', 'KINDS', 'broad_line', 'line_signals', 'paper_lines',
-           'macromolecules']
+           'Macromolecules', 'macromolecule_model', 'macromolecules', 'line_modulations']
 
 # %% ../nbs/21_macromolecules.ipynb #ec8af8e2
 import math
+from dataclasses import dataclass
 
 import torch
 
 from .core import InputError
-from .decoder import Signals
+from .decoder import BackShift, Lorentzian, Shift, Signals
 
 # %% ../nbs/21_macromolecules.ipynb #804ac834
 def broad_line(
@@ -60,26 +61,74 @@ def paper_lines(
     return {f'MM{axis - p:.2f}': [(axis - p, w, a)] for p, w, a in zip(PAPER_POSITION, PAPER_WIDTH, PAPER_AMPLITUDE)}
 
 # %% ../nbs/21_macromolecules.ipynb #71b5c4b5
-KINDS = ('none', 'measured', 'classical', 'summed', 'parametrised')
+KINDS = ('none', 'measured', 'classical', 'summed', 'parametrised', 'regularised')
 
 
+@dataclass(frozen=True)
+class Macromolecules:
+    """A macromolecule model by name. `shape` of the 18 lines; `shift` and `width` of a line: 'shared' with the metabolites, or 'free' within ±`free_shift` ppm and
+    up to `free_width` Hz more; shift 'paper': as the released code has it, the lines move against the metabolites. `paper_axis`: lines 0.05 ppm lower, as there."""
+    kind: str = 'none'
+    shape: str = 'lorentzian'
+    shift: str = 'shared'
+    width: str = 'shared'
+    paper_axis: bool = False
+    free_shift: float = 0.03
+    free_width: float = 10.
+
+    def __post_init__(self):
+        if self.kind not in KINDS: raise InputError(f'There is no macromolecule model {self.kind!r}; choose one of {", ".join(KINDS)}.')
+        for k, allowed in (('shape', ('lorentzian', 'gaussian')), ('shift', ('shared', 'free', 'paper')), ('width', ('shared', 'free'))):
+            if getattr(self, k) not in allowed: raise InputError(f'The {k} of macromolecule lines is {" or ".join(allowed)}, not {getattr(self, k)!r}.')
+
+    def __str__(self):
+        changed = [f'{k} {v}' for k, v in self.__dict__.items() if k != 'kind' and v != getattr(Macromolecules, k)]
+        return self.kind + (f' ({", ".join(changed)})' if changed else '')
+
+
+def macromolecule_model(
+    spec,  # a name, a dict of the fields of `Macromolecules`, or one
+):
+    "A `Macromolecules` from any of its forms"
+    if isinstance(spec, Macromolecules): return spec
+    if isinstance(spec, str): return Macromolecules(spec)
+    unknown = set(spec) - set(Macromolecules.__dataclass_fields__)
+    if unknown: raise InputError(f'A macromolecule model has no {", ".join(sorted(unknown))}; it has {", ".join(Macromolecules.__dataclass_fields__)}.')
+    return Macromolecules(**spec)
+
+# %% ../nbs/21_macromolecules.ipynb #6bd2e469
 def macromolecules(
-    kind,  # one of `KINDS`
+    spec,  # a name of `KINDS`, or any form that `macromolecule_model` takes
     acq,  # `Acquisition` of the data
     measured=None,  # FID [N] of a measured macromolecule signal, for 'measured'
     table=None,  # lines for 'classical', 'summed' and 'parametrised', instead of the built-in ones
 ):
     "A list of `Signals` (empty for 'none') to put beside the metabolites"
-    if kind not in KINDS: raise InputError(f'There is no macromolecule model {kind!r}; choose one of {", ".join(KINDS)}.')
-    if kind == 'none': return []
-    if kind == 'measured':
+    mm = macromolecule_model(spec)
+    if mm.kind == 'none': return []
+    if mm.kind == 'measured':
         if measured is None: raise InputError('The measured macromolecule model needs a measured signal; give it or choose another model.')
         return [Signals(torch.as_tensor(measured).reshape(1, -1), ('MM',), 'macromolecules')]
     if acq.nucleus != '1H': raise InputError(f'The simulated macromolecules are those of 1H; for {acq.nucleus} choose macromolecules none or measured.')
-    if kind == 'classical':
+    if mm.kind == 'classical':
         table = table or CLASSICAL
         return [Signals(line_signals(acq, table), table, 'macromolecules')]
-    table = table or paper_lines()
-    fids = line_signals(acq, table, 'Hz', 'lorentzian')
-    if kind == 'summed': return [Signals(fids.sum(0, keepdim=True), ('MM',), 'macromolecules')]
+    table = table or paper_lines(mm.paper_axis)
+    fids = line_signals(acq, table, 'Hz', mm.shape)
+    if mm.kind == 'summed': return [Signals(fids.sum(0, keepdim=True), ('MM',), 'macromolecules')]
     return [Signals(fids, table, 'macromolecules')]
+
+
+def line_modulations(
+    spec,  # any form that `macromolecule_model` takes
+    names,  # of the macromolecule signals
+    acq,  # `Acquisition` of the data
+):
+    "The `Modulation`s that only macromolecules have: free shifts and widths of lines, or the released code's turned shift"
+    mm, out = macromolecule_model(spec), []
+    if mm.kind not in ('summed', 'parametrised', 'regularised'): return out
+    hz = mm.free_shift*acq.spectrometer_frequency
+    if mm.shift == 'free': out.append(Shift(-hz, hz, targets=names, name='line_shift'))
+    if mm.shift == 'paper': out.append(BackShift(targets=names, borrows='shift'))
+    if mm.width == 'free': out.append(Lorentzian(0., math.pi*mm.free_width, 1., targets=names, name='line_lorentzian'))
+    return out

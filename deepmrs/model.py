@@ -15,7 +15,7 @@ from .baseline import SplineBaseline
 from .basis import match_basis
 from .core import InputError, canonical_name
 from .decoder import Decoder, FirstOrderPhase, Gaussian, Lorentzian, Phase, Shift, Signals
-from .macromolecules import macromolecules
+from .macromolecules import line_modulations, macromolecule_model, macromolecules
 
 # %% ../nbs/24_model.ipynb #175bdf0f
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Preset:
     "Named choices for a model and for what is done to the data before it."
     name: str
     version: str
-    macromolecules: str = 'none'
+    macromolecules: object = 'none'  # a name, or a dict of the fields of `Macromolecules`
     baseline: object = 'off'
     modulations: tuple = ('shift', 'lorentzian', 'phase')
     window: tuple | None = None  # ppm; None: time domain, all points
@@ -166,18 +166,19 @@ def make_decoder(
     basis = match_basis(basis, acq)
     notes, own = list(basis.notes), has_macromolecules(basis)
     kind = p.macromolecules if macromolecules_kind is None else macromolecules_kind
-    if own and macromolecules_kind is None and kind != 'none':
+    if own and macromolecules_kind is None and macromolecule_model(kind).kind != 'none':
         kind = 'none'
         notes.append(f'The basis set holds macromolecules or lipids of its own ({", ".join(own)}), so none were added.')
-    elif kind == 'classical': notes.append('The basis set holds no macromolecules or lipids; the classical ones were added.' if not own else
+    elif macromolecule_model(kind).kind == 'classical': notes.append('The basis set holds no macromolecules or lipids; the classical ones were added.' if not own else
                                            f'The classical macromolecules were added to those of the basis set ({", ".join(own)}).')
     stiffness = p.baseline if baseline is None else baseline
-    used = Preset(**{**{f: getattr(p, f) for f in p.__dataclass_fields__}, 'macromolecules': kind, 'baseline': stiffness})
+    used = Preset(**{**p.__dict__, 'macromolecules': kind, 'baseline': stiffness})
     if stiffness != 'off' and used.window is None: used = Preset(**{**used.__dict__, 'window': (0.2, 4.2)})
     signals = [Signals(basis.fids, basis.names)] + macromolecules(kind, acq, measured)
-    if kind == 'classical': signals[1].fids = signals[1].fids*proton_unit(basis)
+    if macromolecule_model(kind).kind == 'classical': signals[1].fids = signals[1].fids*proton_unit(basis)
     names = [n for s in signals for n in s.names]
     priors = tuple(q for q in used.priors if (q.applies(names) if isinstance(q, RatioPrior) else q.block in used.modulations))
     used = Preset(**{**used.__dict__, 'priors': priors})
     spline = None if stiffness == 'off' else SplineBaseline(acq, stiffness, used.window)
-    return Decoder(signals, acq, [_KINDS[m](acq, used) for m in used.modulations], spline, priors), used, notes
+    own_mods = line_modulations(kind, signals[1].names, acq) if len(signals) > 1 else []
+    return Decoder(signals, acq, [_KINDS[m](acq, used) for m in used.modulations] + own_mods, spline, priors), used, notes

@@ -226,11 +226,12 @@ LONGEST = 4.  # s; a brain signal is gone long before
 
 def shorten(
     spectra,  # `Spectra`
+    longest=LONGEST,  # s
 ):
-    "Spectra cut to the first `LONGEST` seconds, with a sentence if that took anything away"
-    n = max(int(LONGEST/spectra.acquisition.dwell_time), 16)
+    "Spectra cut to the first `longest` seconds, with a sentence if that took anything away"
+    n = max(round(longest/spectra.acquisition.dwell_time), 16)
     if spectra.acquisition.points <= n: return spectra
-    note = f'{spectra.source} lasts {spectra.acquisition.points*spectra.acquisition.dwell_time:.3g} s; only the first {LONGEST:g} s ({n} points) were used.'
+    note = f'{spectra.source} lasts {spectra.acquisition.points*spectra.acquisition.dwell_time:.3g} s; only the first {n*spectra.acquisition.dwell_time:.3g} s ({n} points) were used.'
     return spectra.replace(spectra.fids[:, :n], notes=[*spectra.notes, note])
 
 
@@ -287,7 +288,8 @@ def quantify(
     if model is None and basis is None: raise InputError('Give a basis set, or a trained model, which brings its own.')
     if model is not None and any(v is not None for v in (preset, baseline, macromolecules)) and method != 'fit':
         raise InputError('A trained model fixes preset, baseline and macromolecules; leave them out, or use method fit.')
-    spectra = shorten(spectra) if model is None else spectra
+    model = _loaded_model(model)
+    spectra = shorten(spectra, LONGEST if model is None else model.acquisition.points*model.acquisition.dwell_time)
     reasons = usable(spectra)
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     decoder, used, notes, basis, model = _choose(spectra, basis, model, preset, baseline, macromolecules, measured)
@@ -314,14 +316,20 @@ def _loaded(x, kind):
     return read_spectra(x) if kind == 'spectra' else read_basis(x)
 
 
+def _loaded_model(model):
+    "A model loaded from its folder, anything else as it is"
+    if not isinstance(model, (str, os.PathLike)): return model
+    from deepmrs.training import load_model
+    return load_model(model)
+
+
 def _choose(spectra, basis, model, preset, baseline, macromolecules, measured):
     "(decoder, preset as used, notes, basis sampled as the data, model)"
     if model is not None:
-        from deepmrs.training import load_model
-        model = load_model(model) if isinstance(model, (str, os.PathLike)) else model
         model.check_data(spectra)
-        s = model.decoder.signals[0]
-        return model.decoder, model.preset, [], Basis(s.fids, s.names, acquisition=model.decoder.acquisition, source='the model'), model
+        decoder = model.decoder_for(spectra.acquisition)
+        s = decoder.signals[0]
+        return decoder, model.preset, [], Basis(s.fids, s.names, acquisition=decoder.acquisition, source='the model'), model
     preset = get_preset('brain-3t' if preset is None else preset)
     if preset.align: basis = upright(basis)
     decoder, used, notes = make_decoder(basis, spectra.acquisition, preset, macromolecules, baseline, measured)
