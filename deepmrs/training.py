@@ -152,8 +152,10 @@ class Simulated:
         simulator,  # a `Simulator`
         points,  # of each FID that the encoder sees
         held=4096,  # spectra of the validation set
+        layout=None,  # `Layout` of the model; with other parameters than the simulator's there is no truth to compare with
     ):
         self.simulator, self.points, self.held, self.size = copy.copy(simulator), points, held, None
+        self.same = layout is None or layout.labels == simulator.decoder.layout.labels
         low, high = simulator.noise_sd
         self.known = low == high and low > 0 and simulator.noise == 'white'
 
@@ -161,12 +163,13 @@ class Simulated:
         "Bring the priors to a device, so that no step waits for a copy"
         move = lambda d: {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in vars(d).items()}
         self.simulator.priors = {k: _with(d, move(d)) for k, d in self.simulator.priors.items()}
+        self.simulator.decoder.to(device)
         return self
 
     def __call__(self, n, generator, held=None):
-        "(fids [n, N], variance [n], truth [n, P])"
+        "(fids [n, N], variance [n], truth [n, P], or None where the parameters are others)"
         b = self.simulator(n, generator)
-        return b.fids, b.noise_sd**2 if self.known else power(b.fids, self.points), b.params
+        return b.fids, b.noise_sd**2 if self.known else power(b.fids, self.points), b.params if self.same else None
 
 
 def _with(obj, values):
@@ -464,6 +467,7 @@ def train(
     macromolecules=None, baseline=None, measured=None,  # overrule the preset, see `make_decoder`
     acquisition=None,  # `Acquisition`; default that of the spectra, else of the basis set
     priors='brain', noise_sd=None, noise='white', artefacts=(), encoder='convnet', encoder_options=None, points=1024, normalise='rms',  # see `build_model`
+    simulator=None,  # a `Simulator` of your own that makes the spectra, from another decoder than the model's perhaps; None: from the model's, with `priors` and `noise`
     out=None,  # folder for model, logs and checkpoints; None keeps nothing
     resume=False,  # go on from the last checkpoint in `out`
     **settings,  # of the training, see `Settings`
@@ -481,7 +485,10 @@ def train(
     model, sim = build_model(decoder, priors, noise_sd, noise, artefacts, encoder, encoder_options, points, normalise, used, s.seed)
     if spectra is not None: model.check_data(spectra)
     cut = sim.decoder
-    source = Simulated(sim, points, s.validation) if spectra is None else Measured(spectra.fids[:, :cut.acquisition.points], points, s.seed)
+    if simulator is not None:
+        sim = _with(simulator, {'decoder': shortened(simulator.decoder, cut.acquisition.points)})
+        model.card['noise'] = {'kind': sim.noise, 'sd': list(sim.noise_sd)}
+    source = Simulated(sim, points, s.validation, cut.layout) if spectra is None else Measured(spectra.fids[:, :cut.acquisition.points], points, s.seed)
     steps = -(-(s.spectra_per_epoch or source.size or 96_000)//(s.batch_size*s.devices))
     window = s.window if s.window != 'preset' else used.window if used is not None else None if cut.plain else (0.2, 4.2)
     model.card['training'] = dataclasses.asdict(s) | {'data': 'simulated' if spectra is None else f'{len(spectra)} measured', 'window': window}
