@@ -104,10 +104,13 @@ def describe_acquisition(
 # %% ../nbs/00_core.ipynb #b993c031
 def fid_to_spectrum(
     fid,  # FIDs [..., N], complex
+    keep=None,  # indices [n] of the points wanted, in the order of the whole spectrum; None: all
 ):
-    "Spectra [..., N], rising frequency, 0 Hz at index N//2; the first point of the FID is halved"
-    fid = torch.cat([fid[..., :1] / 2, fid[..., 1:]], -1)
-    return torch.fft.fftshift(torch.fft.fft(fid), dim=-1)
+    "Spectra [..., N] or [..., n], rising frequency, 0 Hz at index N//2; the first point of the FID is halved"
+    spectrum, half = torch.fft.fft(fid), fid[..., :1]/2  # half a first point less is a constant less
+    if keep is None: return torch.fft.fftshift(spectrum, dim=-1) - half
+    n = fid.shape[-1]
+    return spectrum[..., (keep - n//2) % n] - half
 
 
 def spectrum_to_fid(

@@ -304,8 +304,7 @@ def jacobian(
     cols = fids*own.exp() if isinstance(own, torch.Tensor) else fids.expand(len(params), -1, -1)
     if isinstance(h, torch.Tensor): cols = cols*h.exp()[:, None]
     a = params[:, :K].to(cols.dtype)
-    mix = torch.einsum('bk,bkn->bn', a, cols)
-    J = {s: cols[:, lay.slices[s]] for s in (g.group for g in d.signals)}
+    mix, J = torch.einsum('bk,bkn->bn', a, cols), {}
     for m in d.modulations:
         if m.domain != 'time': continue
         axis = d.time.to(params.dtype)
@@ -314,26 +313,26 @@ def jacobian(
             idx = torch.tensor([d.names.index(t) for t in m.targets], device=params.device)
             part = cols[:, idx]*a[:, idx, None]*m.derivative(p[m.name][..., None], axis)
             J[m.name] = J[m.name] + part.sum(1, keepdim=True) if m.borrows else part
-    if keep is None:
-        if not d.plain: raise InputError('A model with a baseline or a first-order phase is fitted in the frequency domain; give `keep`.')
-        return mix, torch.cat([J[k] for k in lay.blocks], 1)
-    return _to_window(d, p, mix, J, keep)
+    if keep is not None: mix, cols, J = _to_window(d, p, mix, cols, J, keep)
+    elif not d.plain: raise InputError('A model with a baseline or a first-order phase is fitted in the frequency domain; give `keep`.')
+    return mix, torch.cat([cols] + [J[k] for k in list(lay.blocks)[len(d.signals):]], 1)
 
 
-def _to_window(d, p, mix, J, keep):
-    "Model and Jacobian at the points `keep` of the spectrum"
-    names = [k for k in d.layout.blocks if k in J]
-    rows = fid_to_spectrum(torch.cat([mix[:, None]] + [J[k] for k in names], 1))[..., keep]
-    turn = d._exponent(p, 'frequency', False)
-    if isinstance(turn, torch.Tensor): rows = rows*turn[:, None, keep].exp()
-    model, J = rows[:, 0], dict(zip(names, rows[:, 1:].split([J[k].shape[1] for k in names], 1)))
+def _to_window(d, p, mix, cols, J, keep):
+    "(model, amplitude columns, other columns by name) at the points `keep` of the spectrum"
+    few = fid_to_spectrum(torch.cat([mix[:, None], *J.values()], 1), keep)
+    cols, turn = fid_to_spectrum(cols, keep), d._exponent(p, 'frequency', False)
+    if isinstance(turn, torch.Tensor):
+        turn = turn[:, None, keep].exp()
+        few, cols = few*turn, cols*turn
+    model, J = few[:, 0], dict(zip(J, few[:, 1:].split([v.shape[1] for v in J.values()], 1)))
     for m in d.modulations:
         if m.domain == 'frequency': J[m.name] = (model*m.derivative(p[m.name], d.frequency[keep].to(model.real.dtype)))[:, None]
     if d.baseline is not None:
-        z = d.splines[:, keep].to(rows.dtype)
+        z = d.splines[:, keep].to(cols.dtype)
         J['baseline'] = torch.cat([z, 1j*z]).expand(len(model), -1, -1)
         model = model + d.baseline_spectrum(p)[:, keep]
-    return model, torch.cat([J[k] for k in d.layout.blocks], 1)
+    return model, cols, J
 
 # %% ../nbs/20_decoder.ipynb #8923ce03
 class GramTable:
@@ -382,11 +381,15 @@ def normal_equations(
     keep=None,  # as for `jacobian`
     table=None,  # a `GramTable` for the bare model: the fast path
     energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
+    project=None,  # real [n, n]: residual and Jacobian are multiplied by it; the data must have been
 ):
     "(cost [B], gradient [B, P], Gauss-Newton matrix [B, P, P]), float64, of half the squared residual"
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
     model, J = jacobian(decoder, params, keep)
-    J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
+    if project is None: J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
+    else:
+        J = torch.cat([J.real @ project, J.imag @ project], -1)
+        r = torch.cat([model.real @ project - data.real, model.imag @ project - data.imag], -1)
     H = (J @ J.mT).double()
     return (r.double()**2).sum(-1)/2, (J @ r[..., None])[..., 0].double(), H
 

@@ -111,7 +111,7 @@ def _name(ax, y, text, color, font):
                 fontsize=font, color=color, annotation_clip=False)
 
 
-def _is_mm(name): return str(name).upper().startswith(('MM', 'LIP', 'MAC'))
+def _is_mm(name): return str(name).upper().startswith(('MM', 'LIP', 'MAC', '-CR'))
 
 
 def plot_fit(
