@@ -20,16 +20,16 @@ from .macromolecules import line_modulations, macromolecule_model, macromolecule
 # %% ../nbs/24_model.ipynb #175bdf0f
 @dataclass(frozen=True)
 class SoftPrior:
-    "One parameter is `mean` ± `sd`, in its own unit."
+    "Every parameter of one block is `mean` ± `sd`, in its own unit."
     block: str
     mean: float
     sd: float
 
-    def row(self, layout):
-        "(A [P], target, sd, reference [P], floor [P]); the sd is absolute when the reference is zero"
-        A, none = torch.zeros(layout.size, dtype=torch.float64), torch.zeros(layout.size, dtype=torch.float64)
-        A[layout.slices[self.block]] = 1
-        return A, self.mean, self.sd, none, none
+    def rows(self, layout):
+        "(A [n, P], target [n], sd [n], reference [n, P], floor [n, P]); the sd is absolute where the reference is zero"
+        A = torch.eye(layout.size, dtype=torch.float64)[layout.slices[self.block]]
+        one = torch.ones(len(A), dtype=torch.float64)
+        return A, self.mean*one, self.sd*one, torch.zeros_like(A), torch.zeros_like(A)
 
     def __str__(self): return f'{self.block} = {self.mean:g} ± {self.sd:g}'
 
@@ -42,8 +42,8 @@ class RatioPrior:
     mean: float
     sd: float
 
-    def row(self, layout):
-        "(A [P], target, sd, reference [P], floor [P]): the sd counts in the present amount of the reference, or in a tenth of the whole block's if that is more"
+    def rows(self, layout):
+        "As of `SoftPrior`, one row: the sd counts in the present amount of the reference, or in a tenth of the whole block's if that is more"
         labels = [canonical_name(l) for l in layout.labels]
         w, floor, at = torch.zeros(layout.size, dtype=torch.float64), torch.zeros(layout.size, dtype=torch.float64), labels.index(canonical_name(self.name))
         for n, weight in self.reference:
@@ -51,7 +51,7 @@ class RatioPrior:
         floor[next(s for s in layout.slices.values() if s.start <= at < s.stop)] = 0.1
         A = -self.mean*w
         A[at] += 1
-        return A, 0., self.sd, w, floor
+        return A[None], torch.zeros(1, dtype=torch.float64), torch.full((1,), self.sd, dtype=torch.float64), w[None], floor[None]
 
     def applies(self, names):
         "Does the model have the amplitude and some of its reference?"
@@ -65,13 +65,11 @@ class SoftRows:
     "All soft priors of a decoder as (A x − target)/sd."
 
     def __init__(self,
-        priors,  # list of `SoftPrior`, `RatioPrior`, or anything with their `row`
+        priors,  # list of `SoftPrior`, `RatioPrior`, or anything with their `rows`
         layout,  # `Layout` of the parameters
         device=None,
     ):
-        A, target, sd, ref, floor = zip(*(p.row(layout) for p in priors))
-        self.A, self.reference, self.floor = (torch.stack(v).to(device) for v in (A, ref, floor))
-        self.target, self.own = (torch.tensor(v, dtype=torch.float64, device=device) for v in (target, sd))
+        self.A, self.target, self.own, self.reference, self.floor = (torch.cat(v).to(device) for v in zip(*(p.rows(layout) for p in priors)))
         self.relative = (self.reference != 0).any(-1)
 
     def sd(self, params):
