@@ -42,6 +42,9 @@ class SplineBaseline:
             raise InputError(f'There is no baseline {stiffness!r}; choose off, {", ".join(STIFFNESS)}, or a number of parameters per ppm.')
         self.per_ppm = STIFFNESS[stiffness] if isinstance(stiffness, str) else float(stiffness)
         self.window, width = (min(window), max(window)), abs(window[1] - window[0])
+        inside = window_points(acq, window)
+        if not 2/width < self.per_ppm < min(len(inside)/width, 40.):
+            raise InputError(f'A baseline of {self.per_ppm:g} parameters per ppm can\'t be fitted to {len(inside)} points of {width:g} ppm; give more than {2/width:g} and fewer than {min(len(inside)/width, 40.):g}, or off.')
         pieces = max(4, math.ceil(width / (spacing or min(0.4/self.per_ppm, 0.25))))
         h, many = width/pieces, pieces + 3
         knots = self.window[0] + h*np.arange(-6, pieces + 7)  # three more on each side, so that each spline ends where it likes
@@ -49,7 +52,7 @@ class SplineBaseline:
         seen = (x >= knots[3]) & (x <= knots[-4])
         self.columns = torch.zeros(many, acq.points, dtype=torch.float64)
         self.columns[:, seen] = torch.from_numpy(BSpline.design_matrix(x[seen], knots, 3).toarray()[:, 3:3+many].T)
-        Z = self.columns[:, window_points(acq, window)].T
+        Z = self.columns[:, inside].T
         D = torch.from_numpy(np.diff(np.eye(Z.shape[1]), n=2, axis=0))
         self.weight = _weight_for(Z.T @ Z, D.T @ D, self.per_ppm*width)
         self.penalty = self.weight * D.T @ D

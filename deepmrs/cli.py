@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['app', 'basis_app', 'Out', 'Dwell', 'Frequency', 'Echo', 'Key', 'READABLE', 'say', 'complain', 'main', 'options',
-           'inputs', 'stem', 'folders', 'summary', 'quantify_file', 'quantify', 'demo', 'train', 'simulate',
-           'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
+           'inputs', 'stem', 'folders', 'lacking', 'summary', 'quantify_file', 'attempt', 'quantify', 'number_or_name',
+           'listed', 'demo', 'train', 'simulate', 'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
 
 # %% ../nbs/71_cli.ipynb #50e00fe2
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated, Optional
@@ -31,6 +32,7 @@ def complain(text): typer.echo(f'deepmrs: {text}', err=True)
 
 def main():
     "Entry point of the command `deepmrs`"
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that files half-written are taken away
     try: app(standalone_mode=True)
     except InputError as e:
         complain(e)
@@ -44,11 +46,11 @@ Out = Annotated[Path, typer.Option('--out', help='Folder for the results; made i
 Dwell = Annotated[Optional[float], typer.Option('--dwell-time', help='Dwell time (s), for formats that lack it.')]
 Frequency = Annotated[Optional[float], typer.Option('--spectrometer-frequency', help='Spectrometer frequency (MHz), for formats that lack it.')]
 Echo = Annotated[Optional[float], typer.Option('--echo-time', help='Echo time (s), for formats that lack it.')]
-Key = Annotated[Optional[str], typer.Option('--key', help='Variable in a .mat file.')]
+Key = Annotated[Optional[str], typer.Option('--key', help='Variable in a .mat or .npz file.')]
 
 
 @app.callback()
-def options(threads: Annotated[Optional[int], typer.Option(help='CPU threads to use.')] = None):
+def options(threads: Annotated[Optional[int], typer.Option(min=1, help='CPU threads to use.')] = None):
     "Options before the command"
     if threads:
         import torch
@@ -61,14 +63,11 @@ READABLE = ('.nii.gz', '.nii', '.raw', '.h2o', '.txt', '.mat', '.npy', '.npz', '
 def inputs(
     paths,  # files and folders
 ):
-    "The files to quantify; a folder stands for the readable files in it"
+    "The files to quantify; a folder stands for the readable files in it, and for itself if it has none"
     files = []
     for p in map(Path, paths):
-        if not p.is_dir(): files.append(p)
-        else:
-            found = sorted(f for f in p.iterdir() if f.name.lower().endswith(READABLE))
-            if not found: raise InputError(f'The folder {p} holds no spectra that deepmrs reads ({", ".join(READABLE)}).')
-            files += found
+        found = sorted(f for f in p.iterdir() if f.name.lower().endswith(READABLE) and not f.name.startswith('.')) if p.is_dir() else []
+        files += found or [p]
     return files
 
 
@@ -83,14 +82,29 @@ def stem(path):
 def folders(files, out):
     "One output folder a file: `out` itself for one, `out`/name for several; names that clash get a number"
     if len(files) == 1: return [Path(out)]
-    names = [stem(f) for f in files]
-    return [Path(out)/(n if names.count(n) == 1 else f'{n}_{i + 1}') for i, n in enumerate(names)]
+    names, taken = [stem(f) for f in files], set()
+    for i, n in enumerate(names):
+        tries = (m for k in range(len(names) + 1) if (m := n if k == 0 else f'{n}_{k + 1}').lower() not in taken)
+        names[i] = next(tries)
+        taken.add(names[i].lower())
+    return [Path(out)/n for n in names]
 
-# %% ../nbs/71_cli.ipynb #15ac61eb
+# %% ../nbs/71_cli.ipynb #3d4043d8
+def lacking(
+    path,  # a file, or a folder with a basis set
+    given,  # dict of acquisition fields that the user gave
+    key=None,  # variable of a .mat or .npz
+):
+    "Those of the given numbers that the file itself does not say"
+    from deepmrs.io import load
+    known = load(path, key, 'average').header if given else {}
+    return {k: v for k, v in given.items() if known.get(k) is None}
+
+
 def summary(result):
     "A short table of the first spectrum's metabolites and totals, for the terminal"
     frame = result.to_frame()
-    frame = frame[(frame.spectrum == result.spectra.names[0]) & (frame.kind != 'macromolecule')]
+    frame = frame[(frame.spectrum == result.spectra.names[0]) & (frame.kind != 'macromolecule')].drop_duplicates('metabolite')
     head = f'{"":10s}{"amplitude":>12s}{"sd":>11s}{"CRLB %":>9s}' + (f'{"/tCr":>9s}{"sd":>8s}' if 'ratio_tCr' in frame else '')
     lines = [head]
     for r in frame.itertuples():
@@ -98,12 +112,13 @@ def summary(result):
         lines.append(f'{r.metabolite:10s}{r.amplitude:12.4g}{r.sd:11.2g}{min(r.crlb_percent, 999):9.0f}{more}')
     return '\n'.join(lines)
 
-
+# %% ../nbs/71_cli.ipynb #008636be
 def quantify_file(path, out, reading, basis, options):
-    "Read one file, quantify it, write everything; prints what was done"
+    "Read one file, quantify it, write everything, print what was done; returns whether it was quantified"
     from deepmrs.io import read_spectra
     from deepmrs.quantify import quantify
     from deepmrs.report import report
+    if Path(path).is_dir(): raise InputError(f'The folder {path} holds no spectra that deepmrs reads ({", ".join(READABLE)}).')
     spectra = read_spectra(path, **reading)
     result = quantify(spectra, basis, **options)
     result.save(out)
@@ -111,46 +126,63 @@ def quantify_file(path, out, reading, basis, options):
     say('\n'.join(f'  {n}' for n in result.notes))
     say(summary(result) + (f'\n  … and {len(result) - 1} more spectra' if len(result) > 1 else ''))
     say(f'{path}: {len(result)} {"spectrum" if len(result) == 1 else "spectra"} by {result.method}; results in {out}, page {page}')
-    bad = [r for r in result.reasons if r not in ('ok', 'empty')]
-    if bad: complain(f'{path}: {len(bad)} of {len(result)} spectra are marked {", ".join(sorted(set(bad)))} in the table.')
+    image, bad = len(spectra.shape) > 1, [r for r in result.reasons if r != 'ok']
+    if [r for r in bad if not (image and r == 'empty')]:
+        complain(f'{path}: {len(bad)} of {len(result)} spectra are marked {", ".join(sorted(set(bad)))} in the table, so mind their values.')
+    return len(bad) < len(result) if image else not bad
 
-# %% ../nbs/71_cli.ipynb #3d4043d8
+
+def attempt(path, *rest):
+    "`quantify_file`, with a sentence instead of an error; returns whether the file was quantified"
+    try: return quantify_file(path, *rest)
+    except InputError as e: complain(e if Path(path).name in str(e) else f'{path}: {e}')
+    except Exception as e: complain(f'{path} met a fault of deepmrs, which is worth a report: {type(e).__name__}: {e}')
+    return False
+
+# %% ../nbs/71_cli.ipynb #b8f0ae36
 @app.command()
 def quantify(
     data: Annotated[list[Path], typer.Argument(help='Spectra: NIfTI-MRS, LCModel .RAW, jMRUI .txt, .mat, .npy, .npz, vendor files, or a folder of them.')],
     out: Out,
     basis: Annotated[Optional[Path], typer.Option(help='Basis set: .BASIS, .mat, .npz, jMRUI, or a folder of .json or .RAW.')] = None,
+    names: Annotated[Optional[str], typer.Option('--basis-names', help='Metabolites of the basis set, with commas, for a file that lacks them.')] = None,
     model: Annotated[Optional[str], typer.Option(help="Folder of a trained model, or 'default'.")] = None,
     water: Annotated[Optional[Path], typer.Option(help='Water reference: corrects eddy currents and phase.')] = None,
     method: Annotated[Optional[str], typer.Option(help='fit, network or hybrid; hybrid with a model, else fit.')] = None,
     preset: Annotated[Optional[str], typer.Option(help='Named choices; brain-3t, or none for the bare model.')] = None,
     baseline: Annotated[Optional[str], typer.Option(help='off, stiff, moderate, flexible, or parameters per ppm.')] = None,
-    macromolecules: Annotated[Optional[str], typer.Option(help='none, classical, summed or parametrised.')] = None,
+    macromolecules: Annotated[Optional[str], typer.Option(help='none, classical, summed, parametrised or measured.')] = None,
+    measured: Annotated[Optional[Path], typer.Option(help='File with a measured macromolecule signal; it is resampled to the data.')] = None,
     dwell_time: Dwell = None, spectrometer_frequency: Frequency = None, echo_time: Echo = None, key: Key = None,
+    centre_ppm: Annotated[Optional[float], typer.Option('--centre-ppm', help='Chemical shift at 0 Hz (ppm), when it is not what the file says.')] = None,
+    conjugate: Annotated[Optional[bool], typer.Option('--conjugate/--no-conjugate', help='Are the data stored conjugated? Default: as the format has it, or as the lines show.')] = None,
     dynamics: Annotated[str, typer.Option(help='Averages not yet combined: refuse, separate or average.')] = 'refuse',
+    device: Annotated[Optional[str], typer.Option(help='cpu or cuda; default the GPU if there is one.')] = None,
 ):
     "Amounts of the metabolites in each spectrum, with error bars, figures and a report."
     from deepmrs.io import read_basis, read_spectra
     from deepmrs.quantify import writable_folder
-    files = inputs(data)
-    reading = {k: v for k, v in dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, echo_time=echo_time, key=key).items() if v is not None}
-    about = {k: v for k, v in reading.items() if k != 'key'}
-    found = None if basis is None else read_basis(basis, **(about if basis.suffix.lower() in ('.mat', '.npy') else {}))
-    ref = None if water is None else read_spectra(water, **about, dynamics='average')
-    if baseline is not None:
-        try: baseline = float(baseline)
-        except ValueError: pass
-    choices = dict(model=model, water=ref, method=method, preset=preset, baseline=baseline, macromolecules=macromolecules)
-    writable_folder(out)
-    failed = 0
-    for path, place in zip(files, folders(files, out)):
-        try: quantify_file(path, place, reading | {'dynamics': dynamics}, found, choices)
-        except InputError as e:
-            complain(e if Path(path).name in str(e) else f'{path}: {e}')
-            failed += 1
-    if failed:
-        if len(files) > 1: complain(f'{failed} of {len(files)} files could not be quantified.')
+    given = {k: v for k, v in dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, echo_time=echo_time).items() if v is not None}
+    found, mm = (p and read_basis(p, names=n, **lacking(p, given)) for p, n in ((basis, listed(names)), (measured, ['MM'])))
+    ref = water and read_spectra(water, **lacking(water, given), dynamics='average')
+    choices = dict(model=model, water=ref, method=method, preset=preset, baseline=number_or_name(baseline), macromolecules=macromolecules, measured=mm, device=device)
+    writable_folder(out, leave=False)
+    files, reading = inputs(data), given | dict(key=key, centre_ppm=centre_ppm, conjugate=conjugate, dynamics=dynamics)
+    good = [attempt(path, place, reading, found, choices) for path, place in zip(files, folders(files, out))]
+    if not all(good):
+        if len(files) > 1: complain(f'{good.count(False)} of {len(files)} files could not be quantified.')
         raise typer.Exit(1)
+
+
+def number_or_name(text):
+    "A baseline's name, or its number of parameters per ppm from text such as '4'"
+    try: return text if text is None else float(text)
+    except ValueError: return text
+
+
+def listed(text):
+    "A list from names with commas; None stays None"
+    return text and [n.strip() for n in text.split(',') if n.strip()]
 
 # %% ../nbs/71_cli.ipynb #a045fd6c
 @app.command()
@@ -244,7 +276,7 @@ def basis_convert(
     "Convert a basis set to another format."
     from deepmrs.basis import upright as mend
     from deepmrs.io import read_basis, write_basis
-    given = dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, key=key, names=names and [n.strip() for n in names.split(',')])
+    given = dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, key=key, names=listed(names))
     basis = read_basis(path, **{k: v for k, v in given.items() if v is not None})
     if upright: basis = mend(basis)
     write_basis(basis, out)

@@ -29,7 +29,7 @@ def _checked(name, value, low, high, unit):
     try: value = float(value)
     except (TypeError, ValueError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
     if not low < value < high:
-        raise InputError(f'{name} is {value:g} {unit}, outside the possible range {low:g} to {high:g} {unit}; check its unit.')
+        raise InputError(f'{name} is {value:g} {unit}, outside the possible range {low if abs(low) > 1e-8 else 0:g} to {high:g} {unit}; check its unit.')
     return value
 
 # %% ../nbs/00_core.ipynb #c5d608cc
@@ -131,7 +131,7 @@ def as_complex(
     x = x.to(torch.complex64) if not x.is_complex() or x.dtype != torch.complex64 else x
     x = x.resolve_conj()
     bad = ~torch.isfinite(torch.view_as_real(x)).all(-1)
-    if bad.any(): raise InputError(f'The {what} holds {int(bad.sum())} values that are NaN or infinite; repair or leave out those spectra.')
+    if bad.any(): raise InputError(f'There {"is 1 point that is" if bad.sum() == 1 else f"are {int(bad.sum())} points that are"} NaN or infinite in the {what}; repair or leave out those spectra.')
     return x
 
 # %% ../nbs/00_core.ipynb #eb475c63

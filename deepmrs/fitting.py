@@ -101,6 +101,8 @@ class Problem:
         if 'baseline' in lay: self.linear[lay.slices['baseline']] = True
         self.energy = half_energy(self.data)
         self.points = 2*self.data.shape[-1]  # real numbers
+        free = lay.size - (len(lay.blocks['baseline'].labels) if 'baseline' in lay else 0)
+        if self.points <= free: raise InputError(f'{self.points//2} points {"of the spectrum lie in the window of the fit" if window else "a FID"} are too few for {free} parameters; give longer FIDs or a smaller basis set.')
 
     def normal(self, params, rows):
         "(cost, gradient, matrix) of the data alone, for the spectra `rows`"

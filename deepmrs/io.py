@@ -366,7 +366,7 @@ def _time_last(data, time_axis, where):
 
 def _pick(variables, key, where):
     "The array to read among the variables of a file: `key`, 'data', 'fids', or the only complex one"
-    arrays = {k: v for k, v in variables.items() if not k.startswith('__') and isinstance(v, np.ndarray) and v.dtype.kind in 'fiuc' and v.size > 1}
+    arrays = {k: v for k, v in variables.items() if not k.startswith('__') and isinstance(v, np.ndarray) and v.dtype.kind in 'fiuc' and (v.size > 1 or k in ('data', 'fids'))}
     wanted = [k for k in ((key,) if key else ('data', 'fids')) if k in arrays]
     wanted = wanted or [k for k, v in arrays.items() if v.dtype.kind == 'c' and not key]
     if len(wanted) == 1: return arrays[wanted[0]]
@@ -591,9 +591,9 @@ def _stem(name):
     return re.sub(r'(\.nii)?\.[^.]*$', '', name) or name
 
 
-def _named_complex(fids, where):
+def _named_complex(fids, where, what='data'):
     "Complex64 tensor; refuses NaN, Inf and nothing but zeros, and names the file"
-    try: x = as_complex(fids)
+    try: x = as_complex(fids, what)
     except InputError as e: raise InputError(f'{where}: {e}') from None
     if not bool((x != 0).any()): raise InputError(f'{where} holds only zeros; export it again.')
     return x
@@ -646,7 +646,7 @@ def read_basis(
     where = path.name or str(path)
     loaded = load(path, key)
     acq = _acquisition(loaded, dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, echo_time=echo_time, centre_ppm=centre_ppm, nucleus=nucleus), where)
-    fids = _named_complex(loaded.fids, where)
+    fids = _named_complex(loaded.fids, where, 'basis set')
     fids = fids.reshape(-1, fids.shape[-1])
     names = [names] if isinstance(names, str) else names or loaded.names or ([_stem(where)] if len(fids) == 1 else None)
     if names is None: raise InputError(f'{where} does not name its {len(fids)} metabolites; give their names in order (names).')

@@ -43,12 +43,15 @@ class RatioPrior:
     sd: float
 
     def rows(self, layout):
-        "As of `SoftPrior`, one row: the sd counts in the present amount of the reference, or in a tenth of the whole block's if that is more"
+        """As of `SoftPrior`, one row: the sd counts in the present amount of the reference or, if that is more, in a tenth of the whole block's and a thousandth of
+        all other amounts, so that a block in which nothing is found claims no certainty"""
         labels = [canonical_name(l) for l in layout.labels]
         w, floor, at = torch.zeros(layout.size, dtype=torch.float64), torch.zeros(layout.size, dtype=torch.float64), labels.index(canonical_name(self.name))
         for n, weight in self.reference:
             if canonical_name(n) in labels: w[labels.index(canonical_name(n))] = weight
-        floor[next(s for s in layout.slices.values() if s.start <= at < s.stop)] = 0.1
+        for k, s in layout.slices.items():
+            if s.start <= at < s.stop: floor[s] = 0.1
+            elif layout.blocks[k].unit == '' and layout.blocks[k].lower == 0: floor[s] = 1e-3
         A = -self.mean*w
         A[at] += 1
         return A[None], torch.zeros(1, dtype=torch.float64), torch.full((1,), self.sd, dtype=torch.float64), w[None], floor[None]

@@ -179,7 +179,7 @@ def _scores(mag, template, acq, reach, window):
     ppm = acq.replace(points=2*acq.points).ppm_axis(dtype=torch.float64)
     inside = ((ppm > min(window)) & (ppm < max(window))).nonzero()[:, 0]
     first, n = int(inside[0]), len(inside)
-    if first < reach or first + n + reach > len(ppm): raise InputError(f'The data do not cover {min(window):g} to {max(window):g} ppm and the shift to be searched; choose a smaller window or max_shift.')
+    if first < reach or first + n + reach > len(ppm): raise InputError(f'The data do not cover {min(window):g} to {max(window):g} ppm and the shift to be searched; check their dwell time and field, or choose a smaller window or max_shift.')
     T = template.abs()[inside]
     T = T - T.mean()
     x = mag[:, first - reach:first + n + reach]
