@@ -398,8 +398,7 @@ def _read_hdf(path):
 
 def read_mat(path, key=None, dynamics='refuse', points=None):
     "MATLAB .mat, v5 or v7.3, with `data` [N, M] complex of any precision; variables named like fields of `Acquisition` are used"
-    try: variables = scipy.io.loadmat(path)
-    except NotImplementedError: variables = _read_hdf(path)
+    variables = _read_hdf(path) if h5py.is_hdf5(path) else scipy.io.loadmat(path)
     fids, notes = _time_last(_pick(variables, key, path.name), 0, path.name)
     header = {k: _plain(variables[k]) for k in _FIELDS if k in variables}
     names = _plain(variables['names']) if 'names' in variables else None
@@ -427,6 +426,7 @@ def read_npz(path, key=None, dynamics='refuse', points=None):
 
 def _from_meta(fids, meta, notes, affine=None):
     "`Loaded` from an array and the JSON that `write_*` puts beside it"
+    if not np.iscomplexobj(fids): raise InputError('The array holds real numbers; a FID is complex, so save real and imaginary part.')
     return Loaded(fids, {k: meta[k] for k in _FIELDS if k in meta}, False, sure=bool(meta), names=meta.get('names'),
                   shape=meta.get('shape') and tuple(meta['shape']), affine=affine, notes=notes)
 

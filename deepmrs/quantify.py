@@ -263,6 +263,8 @@ def shorten(
     "Spectra cut to the first `longest` seconds and `MOST` points, with a sentence if that took anything away"
     n = min(max(math.floor(longest/spectra.acquisition.dwell_time + 1e-6), 16), MOST)
     if spectra.acquisition.points <= n: return spectra
+    if n*spectra.acquisition.dwell_time < min(longest, .25):
+        raise InputError(f'{spectra.source} has {spectra.acquisition.points} points {spectra.acquisition.dwell_time:g} s apart; deepmrs fits up to {MOST}, which here last only {n*spectra.acquisition.dwell_time:.2g} s, so filter and thin them out.')
     note = f'{spectra.source} lasts {spectra.acquisition.points*spectra.acquisition.dwell_time:.3g} s; only the first {n*spectra.acquisition.dwell_time:.3g} s ({n} points) were used.'
     return spectra.replace(spectra.fids[:, :n], notes=[*spectra.notes, note])
 

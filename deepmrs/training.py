@@ -104,7 +104,7 @@ class Model(Reader):
 
     def check_data(self, spectra):
         "Refuse, in a sentence that says what would fit, `Spectra` that the model was not trained for; return them otherwise"
-        acq, own, way = spectra.acquisition, self.acquisition, 'or use method="fit", which takes any'
+        acq, own, way = spectra.acquisition, self.acquisition, 'or use method="fit" with a basis set for these data'
         if acq.nucleus != own.nucleus: raise InputError(f'The data are {acq.nucleus}, the model was trained for {own.nucleus}; train one for it, {way}.')
         if abs(acq.spectrometer_frequency/own.spectrometer_frequency - 1) > 0.01:
             raise InputError(f'The data were measured at {acq.spectrometer_frequency:g} MHz, the model was trained for {own.spectrometer_frequency:g} MHz; train one for this field, {way}.')

@@ -1,0 +1,419 @@
+"The command line: bad input is refused in one sentence and leaves nothing behind, odd but good input is accepted with a sentence on what was done."
+import gzip
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.io
+import torch
+from typer.testing import CliRunner
+
+from deepmrs.basis import Basis
+from deepmrs.cli import app, folders, inputs
+from deepmrs.core import Acquisition, InputError, Spectra
+from deepmrs.demo import healthy_priors
+from deepmrs.io import read_spectra, write_basis, write_spectra
+from deepmrs.model import make_decoder
+from deepmrs.simulate import Simulator
+
+INVIVO = Path(__file__).parents[2]/'shared/data/invivo'
+real = pytest.mark.skipif(not INVIVO.exists(), reason='the real files (../shared/data/invivo) are not here')
+LCM = INVIVO/'3T_PRESS_Philips_35ms_noMM.BASIS'
+ACQ = Acquisition(2.5e-4, 123.2, 2048, echo_time=.03)
+LINES = {'NAA': [(2.008, 3), (2.49, .6), (2.67, .6)], 'Cr': [(3.027, 3), (3.913, 2)], 'GPC': [(3.212, 9)], 'Glu': [(2.35, 2), (2.1, 1), (2.04, 1), (3.75, 1)],
+         'Ins': [(3.52, 2), (3.61, 2), (3.27, 1), (4.05, 1)]}
+GIVEN = dict(dwell_time=2.5e-4, spectrometer_frequency=123.2, echo_time=.03)
+
+
+def singlets(acq=ACQ, damping=4.):
+    t = acq.time_axis(dtype=torch.float64)
+    return Basis(torch.stack([sum(h*torch.exp((2j*math.pi*acq.to_hz(p) - damping)*t) for p, h in ls) for ls in LINES.values()]), list(LINES), acquisition=acq)
+
+
+def npz(path, fids, **header):
+    "An archive as `write_spectra` makes it, with any header"
+    np.savez(path, fids=np.asarray(fids), meta=json.dumps(GIVEN | header))
+    return path
+
+
+def call(*args):
+    "(exit status, all that was printed) of a command"
+    r = CliRunner().invoke(app, [str(a) for a in args])
+    if isinstance(r.exception, InputError): return 1, f'deepmrs: {r.exception}\n'  # main prints it so
+    assert r.exception is None or isinstance(r.exception, SystemExit), r.exception
+    return r.exit_code, r.output
+
+
+def complaints(text): return [line for line in text.splitlines() if line.startswith('deepmrs: ')]
+
+
+@pytest.fixture(scope='module')
+def made(tmp_path_factory):
+    "A folder with a good spectrum, good.nii.gz, and a basis set, b.npz; and the spectrum"
+    d = tmp_path_factory.mktemp('made')
+    basis = singlets()
+    write_basis(basis, d/'b.npz')
+    decoder, _, _ = make_decoder(basis)
+    spectra, _ = Simulator(decoder, healthy_priors(decoder), .3).spectra(1, 1)
+    write_spectra(spectra, d/'good.nii.gz')
+    return d, spectra, basis
+
+
+def refused(tmp_path, *args, word=''):
+    "Run quantify; it must end in one sentence with `word`, a status that is not 0, and leave nothing"
+    before = sorted(tmp_path.rglob('*'))
+    status, text = call('quantify', *args, '--out', tmp_path/'new'/'out')
+    lines = complaints(text)
+    assert status == 1 and len(lines) == 1 and text.strip() == lines[0], text
+    assert lines[0].endswith(('.', '.)')) and 'Traceback' not in text and 'fault of deepmrs' not in text
+    assert word in lines[0], lines[0]
+    assert sorted(tmp_path.rglob('*')) == before, 'something was left behind'
+    return lines[0]
+
+
+# ---- refused: the data
+
+BAD = {  # name: (how the FIDs [1, N] change, header, word in the sentence)
+    'nan': (lambda x: np.where(np.arange(x.shape[1]) == 5, np.nan, x), {}, 'NaN'),
+    'inf': (lambda x: np.where(np.arange(x.shape[1]) == 5, np.inf, x), {}, 'infinite'),
+    'zeros': (lambda x: 0*x, {}, 'only zeros'),
+    'one_point': (lambda x: x[:, :1], {}, '1 point'),
+    'two_points': (lambda x: x[:, :2], {}, 'points'),
+    'twenty_points': (lambda x: x[:, :20], {}, 'points'),
+    'hundred_points': (lambda x: x[:, :64], {}, 'points'),
+    'too_many_points': (lambda x: np.ones((1, 2**20 + 1), np.complex64), {}, '1048576'),
+    'too_dense': (lambda x: np.ones((1, 10**6), np.complex64), dict(dwell_time=5e-7), '65536'),
+    'nucleus': (lambda x: x, dict(nucleus='31P'), '31P'),
+    'field': (lambda x: x, dict(spectrometer_frequency=127.7), '1 %'),
+    'narrow': (lambda x: x, dict(dwell_time=5e-3), 'cover'),
+    'dwell_in_us': (lambda x: x, dict(dwell_time=250.), 'unit'),
+    'field_in_hz': (lambda x: x, dict(spectrometer_frequency=123.2e6), 'unit'),
+    'echo_time_in_ms': (lambda x: x, dict(echo_time=30.), 'Echo time'),
+    'real': (lambda x: x.real, {}, 'complex'),
+}
+
+
+@pytest.mark.parametrize('kind', BAD)
+def test_bad_numbers_are_refused(kind, made, tmp_path):
+    d, spectra, _ = made
+    change, header, word = BAD[kind]
+    refused(tmp_path, npz(tmp_path/f'{kind}.npz', change(spectra.fids.numpy()), **header), '--basis', d/'b.npz', word=word)
+
+
+@pytest.mark.parametrize('ending', ['nii.gz', 'nii', 'RAW', 'H2O', 'txt', 'mat', 'npy', 'npz', 'sdat', 'rda', 'dcm', 'BASIS', 'xyz'])
+@pytest.mark.parametrize('content', [b'', b'hello', b'\x1f\x8b\x08\x00garbage', b'PK\x03\x04garbage', bytes(range(256))*20])
+def test_a_file_that_is_not_what_its_name_says(ending, content, made, tmp_path):
+    (tmp_path/f'x.{ending}').write_bytes(content)
+    refused(tmp_path, tmp_path/f'x.{ending}', '--basis', made[0]/'b.npz', word='x.')
+
+
+@pytest.mark.parametrize('ending', ['nii.gz', 'nii', 'RAW', 'txt', 'mat', 'npy', 'npz'])
+@pytest.mark.parametrize('share', [.02, .5, .97])
+def test_truncated_files(ending, share, made, tmp_path):
+    d, spectra, _ = made
+    path = tmp_path/f'x.{ending}'
+    write_spectra(spectra, path)
+    path.write_bytes(path.read_bytes()[:int(share*path.stat().st_size)])
+    refused(tmp_path, path, '--basis', d/'b.npz', '--dwell-time', 2.5e-4, '--spectrometer-frequency', 123.2, word='x.')
+
+
+@pytest.mark.parametrize('tag', ['DIM_COIL', 'DIM_DYN', 'DIM_EDIT'])
+def test_dimensions_not_combined_are_named(tag, made, tmp_path):
+    from nifti_mrs.create_nmrs import gen_nifti_mrs_hdr_ext
+    from nifti_mrs.hdr_ext import Hdr_Ext
+    head = Hdr_Ext(123.2, '1H', dimensions=5)
+    head.set_dim_info(0, tag)
+    gen_nifti_mrs_hdr_ext(np.repeat(made[1].fids.numpy().reshape(1, 1, 1, -1, 1), 4, -1), 2.5e-4, head).save(str(tmp_path/'x.nii.gz'))
+    refused(tmp_path, tmp_path/'x.nii.gz', '--basis', made[0]/'b.npz', word=tag)
+    if tag == 'DIM_DYN':
+        assert call('quantify', tmp_path/'x.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'o', '--dynamics', 'average')[0] == 0
+        assert pd.read_csv(tmp_path/'o/quality.csv').shape[0] == 1
+
+
+def test_places_that_are_not_there(made, tmp_path):
+    d, good = made[0], made[0]/'good.nii.gz'
+    (tmp_path/'empty').mkdir()
+    refused(tmp_path, tmp_path/'no.nii.gz', '--basis', d/'b.npz', word='does not exist')
+    refused(tmp_path, tmp_path/'empty', '--basis', d/'b.npz', word='holds no spectra')
+    refused(tmp_path, good, '--basis', tmp_path/'empty', word='basis set')
+    refused(tmp_path, good, '--basis', tmp_path/'no.BASIS', word='does not exist')
+    refused(tmp_path, good, '--basis', d/'b.npz', '--water', tmp_path/'no.RAW', word='does not exist')
+    refused(tmp_path, good, '--basis', d/'b.npz', '--water', tmp_path/'empty', word='folder')
+    refused(tmp_path, good, '--basis', d/'b.npz', '--measured', tmp_path/'no.mat', word='does not exist')
+    refused(tmp_path, good, word='basis set')
+    write_basis(made[2], tmp_path/'b.BASIS')
+    refused(tmp_path, tmp_path/'b.BASIS', '--basis', d/'b.npz', word='is a basis set')
+
+
+def test_unwritable_output(made, tmp_path):
+    (tmp_path/'file').write_text('mine')
+    for out in (tmp_path/'file', tmp_path/'file'/'below', Path('/dev/null/x')):
+        status, text = call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', out)
+        assert status == 1 and 'cannot be written' in text and len(text.splitlines()) == 1
+    assert (tmp_path/'file').read_text() == 'mine'
+    assert call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz')[0] == 2  # no --out
+
+
+# ---- refused: the basis set, the model, the options
+
+def test_basis_sets_that_no_fit_can_use(made, tmp_path):
+    d, _, basis = made
+    good, fids = d/'good.nii.gz', basis.fids.numpy()
+    def bad(name, fids, names=basis.names, word='', **header): refused(tmp_path, good, '--basis', npz(tmp_path/f'{name}.npz', fids, names=list(names), **header), word=word)
+    bad('equal', np.concatenate([fids, fids[:1]]), basis.names + ['Cr2'], 'same signal')
+    bad('scaled', np.concatenate([fids, -3*fids[:1]*-1]), basis.names + ['Cr2'], 'same signal')
+    bad('named_twice', fids, ['NAA', 'NAA', 'GPC', 'Glu', 'Ins'], 'more than once')
+    bad('zero', np.concatenate([fids, 0*fids[:1]]), basis.names + ['Tau'], 'only zeros')
+    bad('nan', fids*np.nan, word='NaN')
+    bad('short', fids[:, :200], word='rings')
+    bad('narrow', fids, word='too narrow', dwell_time=3e-3)
+    bad('nucleus', fids, word='31P', nucleus='31P')
+    bad('names', fids, basis.names[:3], '3 names')
+    bad('field', fids, word='1 %', spectrometer_frequency=297.2)
+
+
+OPTIONS = [(('--preset', 'x'), 'preset'), (('--baseline', 'x'), 'baseline'), (('--baseline', '0'), 'baseline'), (('--baseline', '-2'), 'baseline'), (('--baseline', 'nan'), 'baseline'),
+           (('--baseline', '1e9'), 'baseline'), (('--macromolecules', 'x'), 'macromolecule'), (('--macromolecules', 'measured'), 'measured'), (('--method', 'x'), 'method'),
+           (('--method', 'network'), 'trained model'), (('--dwell-time', '-1'), 'Dwell time'), (('--dwell-time', '250'), 'Dwell time'), (('--dwell-time', 'nan'), 'Dwell time'),
+           (('--spectrometer-frequency', '123e6'), 'frequency'), (('--echo-time', '30'), 'Echo time'), (('--echo-time', '-0.03'), 'Echo time'), (('--centre-ppm', '4650'), 'Centre'),
+           (('--dynamics', 'x'), 'dynamics'), (('--device', 'x'), 'device'), (('--model', 'default'), 'leave the basis set out')]
+
+
+@pytest.mark.parametrize('option, word', OPTIONS, ids=[' '.join(o) for o, _ in OPTIONS])
+def test_options_out_of_range(option, word, made, tmp_path):
+    refused(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', *option, word=word)
+
+
+def test_options_that_are_no_numbers(made, tmp_path):
+    for option in (('--dwell-time', 'fast'), ('--echo-time', '30ms'), ('--nothing',)):
+        assert call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'o', *option)[0] == 2
+    assert call('--threads', 0, 'demo')[0] == 2 and not (tmp_path/'o').exists()
+
+
+def test_models_that_do_not_fit(made, tmp_path):
+    d, spectra, _ = made
+    (tmp_path/'empty').mkdir(); (tmp_path/'broken').mkdir()
+    (tmp_path/'broken/model.safetensors').write_bytes(b'x'*50); (tmp_path/'broken/model.json').write_text('{}')
+    refused(tmp_path, d/'good.nii.gz', '--model', tmp_path/'empty', word='model')
+    refused(tmp_path, d/'good.nii.gz', '--model', tmp_path/'no', word='model')
+    refused(tmp_path, d/'good.nii.gz', '--model', tmp_path/'broken', word='model')
+    refused(tmp_path, d/'good.nii.gz', '--model', d/'b.npz', word='model')
+    refused(tmp_path, d/'good.nii.gz', '--model', 'default', '--preset', 'none', word='fixes preset')
+    for header, word in ((dict(spectrometer_frequency=127.7), '127.7 MHz'), (dict(echo_time=.144), '144 ms'), (dict(dwell_time=5e-4), '0.0005 s'), (dict(nucleus='31P'), '31P')):
+        refused(tmp_path, npz(tmp_path/'other.npz', spectra.fids, **header), '--model', 'default', word=word)
+    refused(tmp_path, npz(tmp_path/'short.npz', spectra.fids[:, :300]), '--model', 'default', word='300 points')
+
+
+# ---- accepted, with a sentence
+
+def accepted(tmp_path, *args):
+    "(table by metabolite, what was printed) of a quantify that must succeed"
+    status, text = call('quantify', *args, '--out', tmp_path/'out')
+    assert status == 0, text
+    assert {f.name for f in (tmp_path/'out').iterdir()} == {'concentrations.csv', 'quality.csv', 'fit.nii.gz', 'run.json', 'report.html'}
+    return pd.read_csv(tmp_path/'out/concentrations.csv').set_index('metabolite'), text
+
+
+@pytest.fixture(scope='module')
+def plain(made, tmp_path_factory):
+    return accepted(tmp_path_factory.mktemp('plain'), made[0]/'good.nii.gz', '--basis', made[0]/'b.npz')[0]
+
+
+def same(table, plain, within=.5):
+    "Do the totals agree within a share of their error bars?"
+    for k in ('tNAA', 'tCr', 'tCho', 'Glx'): assert abs(table.amplitude[k] - plain.amplitude[k]) < within*plain.sd[k], k
+
+
+TURN = torch.exp(2j*math.pi*.08*123.2*ACQ.time_axis())
+ODD = {  # name: (how the FIDs change, header, sentence, agreement with the plain one in error bars)
+    'conjugated': (lambda x: x.conj().resolve_conj(), {}, 'turned', .2), 'shifted': (lambda x: x*TURN, {}, 'ppm from the basis', .2),
+    'centre 4.7': (lambda x: x, dict(centre_ppm=4.7), 'ppm from the basis', .2), 'dwell time': (lambda x: x[:, ::2], dict(dwell_time=5e-4), 'resampled', 1.5),
+    'small': (lambda x: x*1e-9, {}, '', None), 'huge': (lambda x: x*1e9, {}, '', None), 'field': (lambda x: x, dict(spectrometer_frequency=123.3), '', 3.),
+    'a million points': (lambda x: torch.nn.functional.pad(x, (0, 10**6 - x.shape[1])), {}, '(2048 points) were used', .1)}
+
+
+@pytest.mark.parametrize('kind', ODD)
+def test_odd_data_are_accepted_with_a_sentence(kind, made, plain, tmp_path):
+    d, spectra, _ = made
+    change, header, sentence, within = ODD[kind]
+    table, text = accepted(tmp_path, npz(tmp_path/'x.npz', change(spectra.fids), **header), '--basis', d/'b.npz')
+    assert sentence in text and complaints(text) == []
+    scale = {'small': 1e-9, 'huge': 1e9}.get(kind)
+    if scale is None: same(table, plain, within)
+    else: assert np.allclose(table.ratio_tCr.fillna(0), plain.ratio_tCr.fillna(0), atol=1e-4) and math.isclose(table.amplitude['tNAA'], plain.amplitude['tNAA']*scale, rel_tol=1e-4)
+    assert any(sentence in n for n in json.loads((tmp_path/'out/run.json').read_text())['notes'])
+
+
+def test_odd_basis_sets_are_accepted_with_a_sentence(made, plain, tmp_path):
+    d, _, basis = made
+    other = singlets(ACQ.replace(dwell_time=2e-4, points=4096))
+    for name, fids, header, sentence in (('conj', basis.fids.conj().resolve_conj(), {}, 'turned'), ('moved', basis.fids/TURN, {}, 'published shifts'),
+                                         ('dwell', other.fids, dict(dwell_time=2e-4), 'resampled'), ('big', 1e6*basis.fids, {}, '')):
+        table, text = accepted(tmp_path, d/'good.nii.gz', '--basis', npz(tmp_path/f'{name}.npz', fids, names=basis.names, **header))
+        assert sentence in text
+        if name != 'big': same(table, plain)
+        else: assert abs(table.ratio_tCr['tNAA'] - plain.ratio_tCr['tNAA']) < 1e-3
+
+
+def test_a_basis_of_one_metabolite(made, tmp_path):
+    d, _, basis = made
+    table, text = accepted(tmp_path, d/'good.nii.gz', '--basis', npz(tmp_path/'one.npz', basis['NAA'][None], names=['NAA']))
+    assert 'no ratios' in text and table.amplitude['NAA'] > 0 and 'ratio_tCr' not in table
+    table, text = accepted(tmp_path, d/'good.nii.gz', '--basis', npz(tmp_path/'one.npz', basis['Cr'][None], names=['Cr']), '--preset', 'none')
+    assert math.isclose(table.ratio_tCr['Cr'], 1)
+
+
+@pytest.mark.parametrize('kind', ['single', 'double', 'int16 parts', 'int16 v7.3', 'transposed'])
+def test_mat_files_of_any_precision(kind, made, plain, tmp_path):
+    import h5py
+    d, spectra, _ = made
+    x = spectra.fids.numpy().conj().T  # [N, 1], as stored
+    step = float(np.abs(x).max())/30000
+    parts = np.stack([np.round(x.real/step), np.round(x.imag/step)], -1).astype(np.int16)
+    if kind == 'int16 v7.3':
+        with h5py.File(tmp_path/'x.mat', 'w') as f:
+            a = np.empty(x.T.shape, dtype=[('real', 'i2'), ('imag', 'i2')])
+            a['real'], a['imag'] = parts[..., 0].T, parts[..., 1].T
+            f['data'] = a
+    else: scipy.io.savemat(tmp_path/'x.mat', {'data': {'single': x.astype(np.complex64), 'double': x.astype(np.complex128), 'int16 parts': parts[:, 0], 'transposed': x.T}[kind]})
+    table, text = accepted(tmp_path, tmp_path/'x.mat', '--basis', d/'b.npz', '--dwell-time', 2.5e-4, '--spectrometer-frequency', 123.2)
+    if kind.startswith('int'): table[['amplitude', 'sd']] *= step
+    if kind == 'transposed': assert 'turned' in text
+    same(table, plain, .1)
+
+
+def test_bare_preset_says_what_it_leaves(made, tmp_path):
+    d, spectra, _ = made
+    for change, sentence in ((lambda x: x.conj().resolve_conj(), 'look conjugated'), (lambda x: x*TURN, '+0.08')):
+        text = call('quantify', npz(tmp_path/'x.npz', change(spectra.fids)), '--basis', d/'b.npz', '--preset', 'none', '--out', tmp_path/'out')[1]
+        assert sentence in text
+
+
+def test_measured_macromolecules_are_resampled(made, tmp_path):
+    d, spectra, _ = made
+    acq = ACQ.replace(dwell_time=2e-4, points=2048)
+    mm = torch.exp((2j*math.pi*acq.to_hz(.9) - 80)*acq.time_axis()) + torch.exp((2j*math.pi*acq.to_hz(2.05) - 90)*acq.time_axis())
+    path = npz(tmp_path/'mm.npz', mm[None], dwell_time=2e-4)
+    table, _ = accepted(tmp_path, d/'good.nii.gz', '--basis', d/'b.npz', '--measured', path)
+    assert table.kind['MM'] == 'macromolecule' and table.amplitude['MM'] > 0
+    refused(tmp_path, d/'good.nii.gz', '--basis', d/'b.npz', '--measured', path, '--macromolecules', 'classical', word='leave one')
+    refused(tmp_path, d/'good.nii.gz', '--basis', d/'b.npz', '--measured', d/'b.npz', word='5')
+
+
+# ---- several inputs
+
+def test_one_bad_file_among_good_ones(made, tmp_path):
+    d, spectra, _ = made
+    (tmp_path/'bad.nii.gz').write_text('no')
+    (tmp_path/'empty').mkdir()
+    write_spectra(spectra, tmp_path/'also.npz')
+    status, text = call('quantify', d/'good.nii.gz', tmp_path/'bad.nii.gz', tmp_path/'also.npz', tmp_path/'empty', tmp_path/'gone.RAW', '--basis', d/'b.npz', '--out', tmp_path/'out')
+    assert status == 1 and len(complaints(text)) == 4 and '3 of 5' in text
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['also', 'good']
+    assert all(len(list((tmp_path/'out'/n).iterdir())) == 5 for n in ('also', 'good'))
+
+
+def test_a_folder_of_spectra(made, tmp_path):
+    (tmp_path/'in').mkdir()
+    for n in ('a.nii.gz', 'b.npz', 'b.nii'): write_spectra(made[1], tmp_path/'in'/n)
+    (tmp_path/'in/.hidden.nii.gz').write_text('x'); (tmp_path/'in/notes.md').write_text('x')
+    assert call('quantify', tmp_path/'in', '--basis', made[0]/'b.npz', '--out', tmp_path/'out')[0] == 0
+    assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['a', 'b', 'b_2']
+
+
+def test_names_of_output_folders():
+    names = [f.name for f in folders(['a/x.nii.gz', 'b/x.nii.gz', 'x_2.RAW', 'X.mat'], 'o')]
+    assert len({n.lower() for n in names}) == 4 and folders(['x.mat'], 'o') == [Path('o')]
+    assert inputs(['nowhere.mat']) == [Path('nowhere.mat')]
+
+
+def test_status_counts_every_spectrum(made, tmp_path):
+    "Single voxels each count; in an image empty voxels are outside the head"
+    d, spectra, _ = made
+    two = torch.cat([spectra.fids, 0*spectra.fids])
+    write_spectra(Spectra(two, acquisition=ACQ), tmp_path/'two.npz')
+    status, text = call('quantify', tmp_path/'two.npz', '--basis', d/'b.npz', '--out', tmp_path/'a')
+    assert status == 1 and 'empty' in text and pd.read_csv(tmp_path/'a/concentrations.csv').status.tolist().count('empty') > 0
+    write_spectra(Spectra(two.reshape(2, 1, 1, -1), acquisition=ACQ, affine=np.eye(4)), tmp_path/'grid.nii.gz')
+    status, text = call('quantify', tmp_path/'grid.nii.gz', '--basis', d/'b.npz', '--out', tmp_path/'b')
+    assert status == 0 and complaints(text) == [] and (tmp_path/'b/concs/raw/tNAA.nii.gz').exists()
+
+
+def test_results_of_an_earlier_run_stay_when_the_next_is_refused(made, tmp_path):
+    accepted(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz')
+    before = {f.name: f.read_bytes() for f in (tmp_path/'out').iterdir()}
+    assert call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'out', '--baseline', 'x')[0] == 1
+    assert before == {f.name: f.read_bytes() for f in (tmp_path/'out').iterdir()}
+
+
+# ---- as a program
+
+def program(*args, **kw):
+    return subprocess.run([sys.executable, '-c', 'from deepmrs.cli import main; main()', *map(str, args)], capture_output=True, text=True, timeout=120,
+                          env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parents[1])}, **kw)
+
+
+def test_the_program_itself(made, tmp_path):
+    good = program('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'o')
+    assert good.returncode == 0 and good.stderr == '' and 'tNAA' in good.stdout
+    bad = program('quantify', made[0]/'no.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'p')
+    assert bad.returncode == 1 and bad.stdout == '' and bad.stderr.startswith('deepmrs: ') and len(bad.stderr.splitlines()) == 1 and not (tmp_path/'p').exists()
+    early = program('quantify', made[0]/'good.nii.gz', '--basis', tmp_path/'no.BASIS', '--out', tmp_path/'p')  # refused before the loop over files
+    assert early.returncode == 1 and early.stderr.startswith('deepmrs: ') and 'Traceback' not in early.stderr
+
+
+def test_help_is_quick_and_complete():
+    r = program('quantify', '--help')
+    assert r.returncode == 0 and all(o in r.stdout for o in ('--basis', '--model', '--water', '--method', '--preset', '--baseline', '--dwell-time', '--echo-time', '--out'))
+
+
+# ---- real data
+
+@real
+@pytest.mark.parametrize('ending', ['RAW', 'txt', 'mat', 'npy', 'npz', 'sdat'])
+def test_real_data_give_the_same_amounts_from_every_format(ending, tmp_path, in_vivo):
+    source = INVIVO/'sub-01_press_act.nii.gz'
+    spectra = read_spectra(source)
+    path, more = tmp_path/f'x.{ending}', []
+    if ending == 'sdat':
+        from deepmrs.io import _spec2nii
+        if _spec2nii() is None: pytest.skip('spec2nii is not installed')
+        path = INVIVO/'sub-01_PRESS_35_act.sdat'
+    else: write_spectra(spectra, path)
+    if ending == 'RAW': more = ['--dwell-time', spectra.acquisition.dwell_time]
+    table, _ = accepted(tmp_path, path, '--basis', LCM, *more)
+    assert np.allclose(table.amplitude, in_vivo.amplitude, rtol=1e-3, atol=1e-3*in_vivo.sd.min())
+
+
+@pytest.fixture(scope='module')
+def in_vivo(tmp_path_factory):
+    if not INVIVO.exists(): pytest.skip('the real files are not here')
+    return accepted(tmp_path_factory.mktemp('real'), INVIVO/'sub-01_press_act.nii.gz', '--basis', LCM)[0]
+
+
+WINDOWS = {'tNAA': (1.1, 1.7), 'tCho': (.13, .30), 'Ins': (.5, 1.1), 'Glx': (.9, 2.)}  # ratios to tCr that a healthy adult brain can have
+
+
+@real
+def test_real_ratios_are_those_of_a_brain(in_vivo):
+    for k, (low, high) in WINDOWS.items(): assert low < in_vivo.ratio_tCr[k] < high, (k, in_vivo.ratio_tCr[k])
+    assert in_vivo.status.eq('ok').all()
+
+
+@real
+@pytest.mark.parametrize('more', [('--water', INVIVO/'sub-01_press_ref.nii.gz'), ('--baseline', 'flexible'), ('--baseline', '4'), ('--macromolecules', 'parametrised'), ('--method', 'fit'),
+                                  ('--echo-time', '.035'), ('--centre-ppm', '4.68')], ids=lambda m: ' '.join(map(str, m))[:24])
+def test_options_on_real_data(more, tmp_path):
+    table, text = accepted(tmp_path, INVIVO/'sub-01_press_act.nii.gz', '--basis', LCM, *more)
+    for k in ('tNAA', 'tCho', 'Ins'): assert WINDOWS[k][0] < table.ratio_tCr[k] < WINDOWS[k][1]
+
+
+@real
+def test_the_default_model_refuses_another_scanner(tmp_path):
+    assert 'MHz' in refused(tmp_path, INVIVO/'sub-01_press_act.nii.gz', '--model', 'default', word='model')
