@@ -86,7 +86,8 @@ class Problem:
         if window is None and not decoder.plain: window = decoder.baseline.window if decoder.baseline is not None else (0.2, 4.2)
         self.decoder, self.keep, self.window, self.project = decoder, None, window, None
         if fids.shape[-1] != decoder.acquisition.points: raise InputError(f'The data have {fids.shape[-1]} points and the model {decoder.acquisition.points}; make the decoder for these data.')
-        rms = fids.abs().square().mean(-1).sqrt()
+        fids = fids.to(decoder.fids.dtype)
+        rms = (fids/fids.abs().amax(-1, keepdim=True).clamp_min(1e-38)).abs().square().mean(-1).sqrt()*fids.abs().amax(-1)
         if not bool((rms > 0).all()): raise InputError(f'{int((rms == 0).sum())} of the spectra hold only zeros; leave them out.')
         self.scale = rms / decoder.fids.abs().square().mean().sqrt()
         self.fids = fids / self.scale[:, None]
@@ -299,7 +300,7 @@ def gauss_newton(
     if soft: L, b = quadratic(problem, x, 2*c/problem.points)
     for it in range(max_steps):
         xa, ca, ga, Ha = x[todo], c[todo], g[todo], H[todo]
-        variance = 2*ca/max(problem.points - lay.size, 1)
+        variance = torch.maximum(2*ca/max(problem.points - lay.size, 1), 2e-7*energy[todo]/problem.points)  # noise-free data end at single precision
         if soft:
             if it <= settle: L[todo], b[todo] = quadratic(problem, xa, variance)
             La, ba = L[todo], b[todo]
@@ -331,7 +332,7 @@ def covariance(
 ):
     "Cramér-Rao covariance [B, P, P]: σ²H⁻¹; a parameter about which the data say nothing gets an infinite variance"
     diag = H.diagonal(dim1=-2, dim2=-1)
-    blind = diag <= 1e-14*diag.amax(-1, keepdim=True).clamp_min(1e-300) if H.shape[-1] > 1 else diag <= 0
+    blind = diag <= 1e-28*diag.amax(-1, keepdim=True).clamp_min(1e-270)
     s = torch.where(blind, torch.ones_like(diag), diag).rsqrt()
     scaled = torch.where(blind[:, :, None] | blind[:, None, :], torch.zeros_like(H), s[:, :, None]*H*s[:, None, :])
     scaled = scaled + torch.diag_embed(torch.where(blind, 1., 1e-10).to(H.dtype))
@@ -409,7 +410,7 @@ def _fit_chunk(problem, start, tolerance, max_steps, want_covariance):
     x, steps, done, c, H, full = gauss_newton(problem, x0, rows, tolerance, max_steps)
     steps = steps + walked
     used = lay.size if full is H else effective_parameters(H, full)
-    variance = 2*c/(problem.points - used)
+    variance = 2*c.clamp_min(1e-14*problem.energy)/(problem.points - used)
     cov = None
     if want_covariance:
         u = torch.where(problem.linear, problem.scale[:, None].double(), torch.ones_like(x))
