@@ -197,11 +197,13 @@ def train(
     run: Annotated[Path, typer.Argument(help='Run file (JSON).')],
     resume: Annotated[bool, typer.Option(help='Go on from the last checkpoint.')] = False,
 ):
-    "Train a network as a run file says."
+    "Train a network as a run file says; the model lands in its `out`, else in a folder named like the run file."
     from deepmrs.config import read_run
     from deepmrs.training import train_from_config
-    model = train_from_config(read_run(run), resume=resume)
-    say(f'The trained model is in {model}.')
+    config = read_run(run)
+    config = config if config.out else read_run(run, out=str(run.with_suffix('')))
+    told = train_from_config(config, resume=resume).card['training']
+    say(f'{told["spectra_seen"]:,} spectra seen, validation loss {told["validation_loss"]:.4g}; the model is in {config.out}: deepmrs quantify DATA --model {config.out} --out DIR')
 
 
 @app.command()
