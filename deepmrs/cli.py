@@ -263,8 +263,10 @@ def draw_basis(basis, path):
     import matplotlib.pyplot as plt
     from deepmrs.io import replacing
     from deepmrs.plot import plot_basis
+    kinds = ('.png', '.pdf', '.svg', '.jpg')
+    if Path(path).suffix.lower() not in kinds: raise InputError(f'{Path(path).name} is no figure that can be drawn; end its name in one of {", ".join(kinds)}.')
     ax = plot_basis(basis)
-    with replacing(path) as f: ax.figure.savefig(f, format=Path(path).suffix[1:] or 'png', dpi=150, bbox_inches='tight')
+    with replacing(path) as f: ax.figure.savefig(f, format=Path(path).suffix[1:].lower(), dpi=150, bbox_inches='tight')
     plt.close(ax.figure)
 
 

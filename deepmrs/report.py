@@ -95,7 +95,8 @@ def correlation_picture(result, i):
                    f'{result.spectra.names[i]}: correlations of the amplitudes. Strongest exchange: {result.all_names[a]} and {result.all_names[b]} ({float(low.min()):.2f}); their sum is better known than either.')
 
 # %% ../nbs/62_report.ipynb #680662c4
-STATUS = {'ok': 'quantified', 'empty': 'not quantified: the data hold only zeros', 'not_converged': 'the fit did not converge; the values are those of its last step'}
+STATUS = {'ok': 'quantified', 'empty': 'not quantified: the data hold only zeros', 'not_converged': 'the fit did not converge; the values are those of its last step',
+          'undetermined': 'the data do not determine the amounts'}
 MAIN = (*TOTALS, 'Ins')  # what a summary shows
 
 

@@ -106,14 +106,14 @@ def test_bad_numbers_are_refused(kind, made, tmp_path):
     refused(tmp_path, npz(tmp_path/f'{kind}.npz', change(spectra.fids.numpy()), **header), '--basis', d/'b.npz', word=word)
 
 
-@pytest.mark.parametrize('ending', ['nii.gz', 'nii', 'RAW', 'H2O', 'txt', 'mat', 'npy', 'npz', 'sdat', 'rda', 'dcm', 'BASIS', 'xyz'])
+@pytest.mark.parametrize('ending', ['nii.gz', 'nii', 'RAW', 'txt', 'mat', 'npy', 'npz', 'sdat', 'dcm', 'BASIS', 'xyz'])
 @pytest.mark.parametrize('content', [b'', b'hello', b'\x1f\x8b\x08\x00garbage', b'PK\x03\x04garbage', bytes(range(256))*20])
 def test_a_file_that_is_not_what_its_name_says(ending, content, made, tmp_path):
     (tmp_path/f'x.{ending}').write_bytes(content)
     refused(tmp_path, tmp_path/f'x.{ending}', '--basis', made[0]/'b.npz', word='x.')
 
 
-@pytest.mark.parametrize('ending', ['nii.gz', 'nii', 'RAW', 'txt', 'mat', 'npy', 'npz'])
+@pytest.mark.parametrize('ending', ['nii.gz', 'RAW', 'txt', 'mat', 'npy', 'npz'])
 @pytest.mark.parametrize('share', [.02, .5, .97])
 def test_truncated_files(ending, share, made, tmp_path):
     d, spectra, _ = made
@@ -350,6 +350,33 @@ def test_results_of_an_earlier_run_stay_when_the_next_is_refused(made, tmp_path)
     before = {f.name: f.read_bytes() for f in (tmp_path/'out').iterdir()}
     assert call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'out', '--baseline', 'x')[0] == 1
     assert before == {f.name: f.read_bytes() for f in (tmp_path/'out').iterdir()}
+
+
+# ---- the other commands
+
+PRESS = ('basis', 'simulate', '--te1', .011, '--te2', .019, '--metabolites', 'NAA', '--out', 'DIR/new.npz')
+OTHERS = [(('simulate', 'DIR/a.xyz'), 'ending'), (('simulate', 'DIR/a.npz', '--count', 0), 'at least 1'), (('simulate', 'DIR/a.npz', '--basis', 'DIR/no'), 'does not exist'),
+          (('simulate', '/dev/null/a.npz', '--count', 1), 'cannot be written'), (('simulate', 'DIR/a.RAW', '--count', 3), 'one spectrum'), (('simulate', 'DIR/a.npz', '--preset', 'x'), 'preset'),
+          (('simulate', 'DIR/a.npz', '--noise-sd', '-1'), 'noise sd'), ((*PRESS, '--sequence', 'x'), 'sequence'), ((*PRESS, '--te1', 11), 'seconds'), ((*PRESS, '--metabolites', 'Foo'), 'Foo'),
+          ((*PRESS, '--points', 1), 'points'), ((*PRESS, '--dwell-time', '-1'), 'Dwell time'), ((*PRESS, '--linewidth', '-1'), 'linewidth'), ((*PRESS, '--spins', 'DIR/broken.json'), 'spin systems'),
+          ((*PRESS, '--out', '/dev/null/b.npz'), 'cannot be written'), ((*PRESS, '--out', 'DIR/b.xyz'), 'ending'), (('basis', 'show', 'DIR/no'), 'does not exist'), (('basis', 'show', 'DIR/broken.json'), 'broken.json'),
+          (('basis', 'show', 'DIR'), 'broken.json'), (('basis', 'convert', 'DIR/b.npz', 'DIR/b.xyz'), 'ending'), (('basis', 'convert', 'DIR/no', 'DIR/c.npz'), 'does not exist'),
+          (('basis', 'convert', 'DIR/b.npz', 'DIR/c.npz', '--names', 'NAA'), 'names'), (('train', 'DIR/no.json'), 'no.json'), (('train', 'DIR/broken.json'), 'JSON'), (('demo', '--out', '/dev/null/x'), 'cannot be written')]
+
+
+@pytest.mark.parametrize('args, word', OTHERS, ids=[' '.join(map(str, a)).replace('DIR/', '')[:60] for a, _ in OTHERS])
+def test_other_commands_refuse_bad_input(args, word, made, tmp_path):
+    (tmp_path/'broken.json').write_text('{')
+    write_basis(made[2], tmp_path/'b.npz')
+    before = sorted(tmp_path.rglob('*'))
+    status, text = call(*(str(a).replace('DIR', str(tmp_path)) for a in args))
+    assert status == 1 and word in text and len(text.strip().splitlines()) == 1, text
+    assert sorted(tmp_path.rglob('*')) == before
+
+
+def test_a_figure_of_another_kind_is_refused(made, tmp_path):
+    status, text = call('basis', 'show', made[0]/'b.npz', '--figure', tmp_path/'a.xyz')
+    assert status == 1 and '.png' in text and list(tmp_path.iterdir()) == []
 
 
 # ---- as a program
