@@ -367,7 +367,7 @@ def _device(name):
     except (RuntimeError, AssertionError): raise InputError(f'There is no device {name!r} here; leave it out, or choose cpu.') from None
     return device
 
-
+# %% ../nbs/60_quantify.ipynb #f68cf8b8
 def _from_model(model, preset, measured):
     "(basis, preset, measured macromolecules) of a trained model, for a fit without it"
     decoder, own = model.decoder, model.preset
@@ -392,7 +392,7 @@ def _measured_fid(measured, macromolecules, acquisition):
     if len(measured) != acquisition.points: raise InputError(f'The measured macromolecule signal has {len(measured)} points and the data {acquisition.points}; give it as a file or a Basis, which is resampled.')
     return measured, 'measured'
 
-
+# %% ../nbs/60_quantify.ipynb #9ba2ee3c
 def _choose(spectra, basis, model, preset, baseline, macromolecules, measured):
     "(decoder, preset as used, notes, basis sampled as the data)"
     acq = spectra.acquisition
