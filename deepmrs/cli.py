@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'basis_app', 'Out', 'Dwell', 'Frequency', 'Echo', 'Key', 'READABLE', 'say', 'complain', 'main', 'options',
            'inputs', 'stem', 'folders', 'lacking', 'summary', 'quantify_file', 'attempt', 'quantify', 'number_or_name',
-           'listed', 'demo', 'train', 'simulate', 'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
+           'listed', 'demo', 'train', 'run', 'simulate', 'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
 
 # %% ../nbs/71_cli.ipynb #50e00fe2
 import signal
@@ -204,6 +204,20 @@ def train(
     config = config if config.out else read_run(run, out=str(run.with_suffix('')))
     told = train_from_config(config, resume=resume).card['training']
     say(f'{told["spectra_seen"]:,} spectra seen, validation loss {told["validation_loss"]:.4g}; the model is in {config.out}: deepmrs quantify DATA --model {config.out} --out DIR')
+
+
+@app.command()
+def run(
+    file: Annotated[Path, typer.Argument(help="Run file: native, or one of the paper's (exp4.json) as it is.")],
+    name: Annotated[Optional[list[str]], typer.Option('--run', help='Only the runs of these names; may be given several times.')] = None,
+    change: Annotated[Optional[list[str]], typer.Option('--set', help='key=value, such as max_epochs=5; may be given several times.')] = None,
+    out: Annotated[Optional[Path], typer.Option(help='Folder for all runs, each in one of its own; with --convert: the file to write.')] = None,
+    convert: Annotated[bool, typer.Option('--convert', help='Write the native form of the file instead of running it.')] = False,
+    resume: Annotated[bool, typer.Option(help='Go on from the last checkpoints.')] = False,
+):
+    "Train, then test, each run in a run file."
+    from deepmrs.runs import run_command
+    run_command(file, name or (), change or (), out, convert, resume=resume, say=say)
 
 
 @app.command()

@@ -128,7 +128,7 @@ class AcquisitionSource(_Strict):
     echo_time: Positive | None = Field(None, description='s')
     centre_ppm: float | None = Field(None, description='ppm at 0 Hz')
 
-
+# %% ../nbs/32_config.ipynb #f8e4aa7c
 class Quality(_Strict):
     "Which measured spectra are good enough to learn from"
     min_snr: Positive = Field(5., description='height of NAA over the noise sd of the spectrum')

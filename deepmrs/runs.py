@@ -25,7 +25,7 @@ import torch
 
 from . import __version__
 from .basis import match_basis, upright
-from .core import InputError, Spectra, canonical_name, fid_to_spectrum
+from .core import InputError, Spectra, canonical_name, fid_to_spectrum, spectrum_to_fid
 from .decoder import jacobian
 from .evaluation import COLOURS, answer, combination_weights, combine, error_against, metrics, monte_carlo, peak_snr, plot_by_method, plot_true_estimated
 from .fitting import Fit, covariance, crlb, fit
@@ -420,9 +420,10 @@ def plot_stacked(
     p, maker = params[i:i + 1].float().to(tests.fids.device), shortened(tests.simulator.decoder, tests.points)
     with torch.no_grad(): data, clean, found, terms = fid_to_spectrum(tests.seen[i]), maker.spectrum(tests.truth[i:i + 1])[0], cut.spectrum(p)[0], {k: v[0] for k, v in cut.terms(p).items()}
     if len(cut.names) - len(cut.signals[0].names) > 1: terms = {k: v for k, v in terms.items() if k in cut.signals[0].names} | {'MM': sum(v for k, v in terms.items() if k in cut.names[len(cut.signals[0].names):])}
-    cpu = lambda v: v.detach().cpu()
-    ax = plot_fit(cut.acquisition, cpu(data), cpu(found), None, cpu(data - found), {k: cpu(v) for k, v in terms.items() if k != 'baseline'}, ax=ax)
-    off, ppm = cpu(clean - found).real.numpy(), cut.acquisition.ppm_axis().numpy()
+    cpu = lambda v: fid_to_spectrum(torch.nn.functional.pad(spectrum_to_fid(v), (0, v.shape[-1]))).detach().cpu()  # zero-filled once
+    acq = cut.acquisition.replace(points=2*cut.acquisition.points)
+    ax = plot_fit(acq, cpu(data), cpu(found), None, cpu(data - found), {k: cpu(v) for k, v in terms.items() if k != 'baseline'}, ax=ax)
+    off, ppm = cpu(clean - found).real.numpy(), acq.ppm_axis().numpy()
     low, high = ax.get_ylim()
     inside = (ppm > .2) & (ppm < 4.2)
     lift = high - off[inside].min()
