@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Positive', 'Count', 'WITHOUT_EFFECT', 'FOLLOWED', 'SimulatedBasis', 'BasisSource', 'AcquisitionSource', 'Quality',
-           'Augmentation', 'Testing', 'RunConfig', 'explain', 'read_run', 'Taken', 'from_paper', 'put_key',
-           'parse_change', 'native_runs', 'read_runs', 'run_file_schema']
+           'Augmentation', 'Testing', 'SpectraConfig', 'RunConfig', 'explain', 'read_run', 'Taken', 'from_paper',
+           'put_key', 'parse_change', 'native_runs', 'read_runs', 'run_file_schema']
 
 # %% ../nbs/32_config.ipynb #fa9f44da
 import difflib
@@ -169,8 +169,8 @@ def _basis(v):
     return got
 
 # %% ../nbs/32_config.ipynb #173f028a
-class RunConfig(_Strict):
-    "One training. Every key of a run file, with its type, default and meaning."
+class SpectraConfig(_Strict):
+    "The keys of a run file that say which spectra, which model of them and which encoder"
     basis: _several(_basis, {'type': ['string', 'object']}) = Field(description='a path, {"simulate": {…}}, or {"path": …, "names": […], …}')
     data: list[str] | None = Field(None, description='files of measured spectra to learn from; null: simulated ones')
     acquisition: AcquisitionSource | None = Field(None, description='of the data; null: as their files or the basis set say')
@@ -186,6 +186,16 @@ class RunConfig(_Strict):
     encoder: _several(_encoder, {'type': ['string', 'object']}) = Field({'name': 'convnet'}, description='a name, or {"name": …, option: value}')
     points: Annotated[int, Field(ge=8)] = Field(1024, description='of each FID that the encoder sees')
     normalise: Literal['rms', 'none'] = Field('rms', description='scale each FID by its own rms, or all by the same')
+    data_key: str | None = Field(None, description='variable of a .mat file with measured spectra')
+    conjugate_data: bool | None = Field(None, description='are the measured spectra stored conjugated? null: by format and lines')
+    remove_water: bool = Field(False, description='from measured spectra (HLSVD)')
+    quality: Quality | None = Field(None, description='learn only from measured spectra that are good enough; null: from all')
+    augment: Augmentation | None = Field(None, description='changed copies of measured spectra to learn from')
+    held_out: Annotated[int, Field(ge=0)] = Field(0, description='measured spectra at the end of the files, kept for testing')
+
+# %% ../nbs/32_config.ipynb #c67d9359
+class RunConfig(SpectraConfig):
+    "One training and its test. Every key of a run file, with its type, default and meaning."
     batch_size: Count = Field(128, description='spectra in a step')
     spectra_per_epoch: Count | None = Field(None, description='between two validations; null: 96,000, or all measured ones')
     max_epochs: Count = Field(200, description='at most this many')
@@ -209,12 +219,6 @@ class RunConfig(_Strict):
     out: str | None = Field(None, description='folder for model, logs and checkpoints')
     mode: Literal['train and test', 'train', 'test'] = Field('train and test', description='what `deepmrs run` does; test: with the model of an earlier run in `out`')
     test: Testing | None = Field(None, description='null: the defaults')
-    data_key: str | None = Field(None, description='variable of a .mat file with measured spectra')
-    conjugate_data: bool | None = Field(None, description='are the measured spectra stored conjugated? null: by format and lines')
-    remove_water: bool = Field(False, description='from measured spectra (HLSVD)')
-    quality: Quality | None = Field(None, description='learn only from measured spectra that are good enough; null: from all')
-    augment: Augmentation | None = Field(None, description='changed copies of measured spectra to learn from')
-    held_out: Annotated[int, Field(ge=0)] = Field(0, description='measured spectra at the end of the files, kept for testing')
     _folder: Path = PrivateAttr(Path('.'))  # of the run file
 
     @classmethod

@@ -104,7 +104,7 @@ def run_spectra(config, acquisition):
     if config.data is None: return None, None
     from deepmrs.io import read_spectra
     found = read_spectra([config.find(p) for p in config.data], key=config.data_key, conjugate=config.conjugate_data, **acquisition)
-    found = found.replace(shape=(len(found),))
+    found = found.replace(found.fids, shape=(len(found),))
     if config.remove_water: found = remove_water(found)
     if config.held_out >= len(found) - 1: raise InputError(f'held_out is {config.held_out}, but the data hold {len(found)} spectra; leave some to learn from.')
     end = len(found) - config.held_out
@@ -112,7 +112,7 @@ def run_spectra(config, acquisition):
     if config.quality is not None:
         good, codes = quality_filter(seen, config.quality.min_snr, config.quality.max_linewidth)
         if good.sum() < 2: raise InputError(f'Only {int(good.sum())} of {len(seen)} spectra are good enough to learn from; widen "quality".')
-        seen = seen[good].replace(notes=[*seen.notes, f'{int((~good).sum())} of {len(good)} spectra are not good enough to learn from ({", ".join(sorted({c for c in codes if c != "ok"})) or "none"}).'])
+        seen = seen.replace(seen.fids[good], names=[n for n, g in zip(seen.names, good.tolist()) if g], shape=(int(good.sum()),), notes=[*seen.notes, f'{int((~good).sum())} of {len(good)} spectra are not good enough to learn from ({", ".join(sorted({c for c in codes if c != "ok"})) or "none"}).'])
     return seen if config.augment is None else augmented(seen, **vars(config.augment), seed=config.seed), held
 
 
