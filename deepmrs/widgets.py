@@ -15,6 +15,7 @@ import html
 import io as stdio
 import math
 import threading
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from PIL import Image
 
 from .basis import TYPICAL
@@ -63,11 +65,11 @@ class Drawing:
 def small_png(
     pictures,  # PNG bytes, one below the other
 ):
-    "One PNG of at most 64 colours, a fifth of the size, for keeping in a notebook"
+    "One PNG of at most 128 colours, a third of the size, for keeping in a notebook"
     parts, buffer = [Image.open(stdio.BytesIO(p)).convert('RGB') for p in pictures], stdio.BytesIO()
     whole = Image.new('RGB', (max(p.width for p in parts), sum(p.height for p in parts)), 'white')
     for k, p in enumerate(parts): whole.paste(p, (0, sum(q.height for q in parts[:k])))
-    whole.quantize(64, dither=Image.Dither.NONE).save(buffer, format='png', optimize=True)
+    whole.quantize(128, dither=Image.Dither.NONE).save(buffer, format='png', optimize=True)
     return buffer.getvalue()
 
 # %% ../nbs/70_widgets.ipynb #418f8ebd
@@ -91,7 +93,7 @@ class Picture(Drawing):
         make = lambda ax, label, color, lw, ls='-': ax.plot(x, flat, color=color, lw=lw, ls=ls, label=label)[0]
         self.lines = {k: make(self.top, k, *STYLES[k]) for k in STYLES if k in parts}
         self.lines |= {n: make(self.low, n, MM if n in purple else COLOURS[i % len(COLOURS)], 1.) for i, n in enumerate(names)}
-        self.labels = {n: self.low.text(x[0], 0, n, color=self.lines[n].get_color(), fontsize=8, ha='center', va='bottom', clip_on=True) for n in names}
+        self.labels = {n: self.low.text(x[0], 0, n, color=self.lines[n].get_color(), fontsize=8, ha='center', va='bottom', clip_on=True, path_effects=[withStroke(linewidth=2, foreground='white')]) for n in names}
         for ax in self.axes: ax.set(yticks=[], xlim=(max(window), min(window))); ax.spines['left'].set_visible(False)
         self.top.tick_params(bottom=False); self.low.set_xlabel('chemical shift (ppm)')
         self.top.legend(frameon=False, fontsize=8, ncols=5, loc='upper right')
@@ -291,7 +293,7 @@ class Explorer(Panel):
         self.reset_button = w.Button(description='Reset')
         self.message, self.table = w.HTML(), w.HTML()
         super().__init__(result.decoder, result.fit.params[good[0]], *self.look(good[0]), result.window or WINDOW)
-        self.picker.observe(lambda change: self.pick(change['new']), 'value')
+        self.picker.observe(lambda change: None if self.busy else self.pick(change['new']), 'value')
         self.refit_button.on_click(lambda _: self.refit())
         self.reset_button.on_click(lambda _: self.pick(self.picker.value))
         self.box = w.VBox([self.box, self.table])
@@ -363,18 +365,18 @@ def the_move(
     truth,  # FID [N] without noise
     data,  # FID [N] of the same spectrum, shifted and phased perhaps
     dwell_time,  # s
+    near,  # about how far it was shifted (Hz): a baseline has energy at both ends of its FID, so that tops 1/(N·dwell_time) away are nearly as tall
 ):
     "Factor [N] that shifts and phases the truth as the data were"
-    n, t = len(data)//2, torch.arange(len(data), dtype=torch.float64)*dwell_time  # a baseline, drawn in the spectrum, has a tall last point, too
-    product = data[:n].to(torch.complex128)*truth[:n].conj().to(torch.complex128)
-    coarse = float(torch.fft.fftfreq(4*n, dwell_time, dtype=torch.float64)[torch.fft.fft(product, 4*n).abs().argmax()])
-    size = lambda f: float((product*torch.exp(-2j*math.pi*f*t[:n])).sum().abs())
-    step = .25/(n*dwell_time)
-    for _ in range(3):  # the top of a parabola, thrice
-        a, b, c = (size(coarse + k*step) for k in (-1, 0, 1))
-        coarse, step = coarse + (.5*step*(a - c)/(a - 2*b + c) if a - 2*b + c else 0.), .2*step
-    line = torch.exp(2j*math.pi*coarse*t)
-    return (line*torch.sgn((product*line[:n].conj()).sum())).to(truth.dtype)
+    product = data.to(torch.complex128)*truth.conj().to(torch.complex128)
+    n, t = len(product), torch.arange(len(product), dtype=torch.float64)*dwell_time
+    f = near + torch.linspace(-.6, .6, 61, dtype=torch.float64)/(n*dwell_time)
+    tops = (torch.exp(-2j*math.pi*f[:, None]*t) @ product).abs()
+    k = min(max(int(tops.argmax()), 1), len(f) - 2)
+    low, top, high = tops[k - 1:k + 2].tolist()
+    bend = low - 2*top + high
+    line = torch.exp(2j*math.pi*(f[k] + (.5*(f[1] - f[0])*min(max((low - high)/bend, -1.), 1.) if bend else 0.))*t)
+    return (line*torch.sgn((product*line.conj()).sum())).to(truth.dtype)
 
 # %% ../nbs/70_widgets.ipynb #46d32cda
 class Browser(Explorer):
@@ -396,15 +398,22 @@ class Browser(Explorer):
         "(data, truth), spectra [N] in the frame of the data"
         decoder, data = self.result.decoder, self.result.spectra.fids[i]
         with torch.no_grad(): fid = decoder(self.true[i:i + 1])[0]
-        if self.result.settings.get('preset', {}).get('align'): fid = fid*the_move(fid, data, decoder.acquisition.dwell_time)
+        if self.result.settings.get('preset', {}).get('align'):
+            shift = decoder.layout.slices['shift'].start if 'shift' in decoder.layout else None
+            near = 0. if shift is None else float(self.result.fit.params[i, shift] - self.true[i, shift])
+            fid = fid*the_move(fid, data, decoder.acquisition.dwell_time, near)
         return fid_to_spectrum(data), fid_to_spectrum(fid)
 
-    def sort(self):
-        "The spectra in the order of `sorter`, the worst first, each with its error; the first is shown"
+    def sort(self, at=None):
+        "The spectra in the order of `sorter`, the worst first, each with its error; spectrum `at` or the first is shown"
         by, good = self.sorter.value, sorted(i for _, i in self.picker.options)
         e = self.errors.abs().amax(1) if by in ('as given', 'largest error') else self.errors[:, self.names.index(by)]
         if by != 'as given': good.sort(key=lambda i: -abs(float(e[i])))
-        self.picker.options = [(f'{self.result.spectra.names[i]}: {float(e[i]):.1f} sd', i) for i in good]
+        self.busy = True
+        try:
+            self.picker.options = [(f'{self.result.spectra.names[i]}: {float(e[i]):.1f} sd', i) for i in good]
+            self.picker.value = good[0] if at is None else at
+        finally: self.busy = False
         self.pick(self.picker.value)
 
 # %% ../nbs/70_widgets.ipynb #f8453d3c
@@ -445,11 +454,12 @@ class Curves(Drawing):
 
     def __init__(self):
         super().__init__((8, 3.4), 2, height_ratios=(5, 2))
-        self.figure.subplots_adjust(.085, .14, .99, .97, hspace=.08)
+        self.figure.subplots_adjust(.11, .14, .99, .97, hspace=.08)
         self.loss, self.rate = self.axes
         make = lambda ax, label, color, **kw: ax.plot([], [], marker='.', ms=4, lw=1, color=color, label=label, **kw)[0]
         self.lines = {'train_loss': make(self.loss, 'training', GREY), 'val_loss': make(self.loss, 'validation', FIT), 'rate': make(self.rate, 'learning rate', BASE, drawstyle='steps-post')}
-        self.loss.set(ylabel='loss', yscale='log'); self.rate.set(ylabel='learning rate', yscale='log', xlabel='step')
+        self.loss.set_ylabel('loss'); self.rate.set(ylabel='rate', xlabel='step')
+        self.figure.align_ylabels(self.axes)
         self.loss.legend(frameon=False, fontsize=8)
 
     def draw(self,
@@ -461,15 +471,18 @@ class Curves(Drawing):
             points = log[['step', k]].dropna() if k in log else pd.DataFrame({'step': [], k: []})
             self.lines[k].set_data(points.step, points[k])
         self.lines['rate'].set_data(sorted(rates), [rates[k] for k in sorted(rates)])
-        for ax in self.axes: ax.relim(); ax.autoscale_view()
+        for ax in self.axes:
+            some = any((np.asarray(line.get_ydata()) > 0).any() for line in ax.lines)
+            ax.set_yscale('log' if some else 'linear'); ax.relim(); ax.autoscale_view()
 
 # %% ../nbs/70_widgets.ipynb #17bbc13e
 def read_checkpoint(
     path,  # last.ckpt of a training
 ):
     "(weights of the `Model`, step, learning rate) of a checkpoint, or None while there is none that is whole"
+    if not zipfile.is_zipfile(path): return None  # not there, or just being written
     try: state = torch.load(path, map_location='cpu', weights_only=True)
-    except (OSError, RuntimeError, EOFError): return None  # not there, or just being written
+    except (OSError, RuntimeError): return None
     weights = {k.removeprefix('model.'): v for k, v in state['state_dict'].items() if k.startswith('model.')}
     return weights, state['global_step'], state['optimizer_states'][0]['param_groups'][0]['lr']
 
@@ -565,19 +578,23 @@ def refresh(watcher):
 def _read(watcher):
     "Bring log, learning rates, model and browser of a watcher up to date; returns what to say"
     from deepmrs.training import load_model, read_log
+    if not any(watcher.out.glob('logs/version_*/metrics.csv')): return f'There is no log in {watcher.out} yet.'
     watcher.log = read_log(watcher.out)
     last, ended = watcher.out/'checkpoints/last.ckpt', watcher.finished
-    if _changed(last) != watcher.seen.get('last') and (read := read_checkpoint(last)):
-        watcher.seen['last'] = _changed(last)
+    written = _changed(last)
+    if written != watcher.seen.get('last') and (read := read_checkpoint(last)):
+        watcher.seen['last'] = written
         weights, step, watcher.rates[step] = read
         if watcher.model is None and (watcher.out/'model.json').exists(): watcher.model = load_model(watcher.out)
         if watcher.model is not None and not ended: _show(watcher, weights)
     if ended and _changed(watcher.out/'model.json') != watcher.seen.get('model'):
-        watcher.seen['model'], watcher.model = _changed(watcher.out/'model.json'), load_model(watcher.out)
+        own = {} if watcher.model is None else {'encoder': watcher.model.encoder, 'decoder': watcher.model.decoder}
+        watcher.model, saved = load_model(watcher.out, **own), _changed(watcher.out/'model.json')
         _show(watcher)
+        watcher.seen['model'] = saved
     best = watcher.log.val_loss.min() if 'val_loss' in watcher.log else math.nan
     seen = watcher.log.spectra_seen.max() if 'spectra_seen' in watcher.log else math.nan
-    parts = [f'epoch {int(watcher.log.epoch.max()) + 1}', f'best validation loss {best:.4g}', f'{seen:,.0f} spectra'] + (['ended'] if ended else [])
+    parts = [f'epoch {int(watcher.log.epoch.max()) + 1}', f'best validation loss {best:.4g}', f'{seen:,.0f} spectra'] + (['ended'] if ended else ['test spectra follow at its end'] if watcher.model is None else [])
     return ', '.join(p for p in parts if 'nan' not in p)
 
 
@@ -588,6 +605,7 @@ def _show(watcher, weights=None):
         except RuntimeError: raise InputError('The checkpoint is not of the model that was given; build it as the training does, or leave it out.') from None
     if watcher.tests is None: watcher.tests = test_set(watcher.model, watcher.count)
     result = reconstruct(watcher.model, watcher.tests[0])
+    if not torch.isfinite(result.fit.params).all(): raise InputError('The network gives no numbers any more: the training has diverged.')
     if watcher.browser is None:
         watcher.browser = Browser(result, watcher.tests[1])
         watcher.box.children = [*watcher.box.children, watcher.browser.box]
@@ -600,10 +618,8 @@ Watcher.refresh = refresh
 def renew(browser, result):
     "Another `Result` of the same spectra; what is on view stays so"
     with browser.lock:
-        on_view = browser.picker.value
         browser.result, browser.errors = result, errors_in_sd(result, browser.true)[1]
-        browser.sort()
-        browser.picker.value = on_view
+        browser.sort(browser.picker.value)
 
 
 Browser.renew = renew

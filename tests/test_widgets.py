@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 
+from deepmrs.config import RunConfig
 from deepmrs.core import InputError, fid_to_spectrum
 from deepmrs.decoder import Decoder, Lorentzian, Phase, Shift
+from deepmrs.demo import compare
 from deepmrs.model import make_decoder
 from deepmrs.quantify import quantify
 from deepmrs.simulate import Simulator, brain_priors
 from deepmrs.spins import simulate_basis
+from deepmrs.training import load_model
 
 pytest.importorskip('ipywidgets', reason='needs the extra notebooks')
-from deepmrs.widgets import explore, explore_decoder  # noqa: E402
+from deepmrs.widgets import browse, explore, explore_decoder, watch  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -117,6 +120,135 @@ def test_decoder_alone_and_bare(result):
 def test_nothing_to_explore(result):
     from deepmrs.widgets import one_result
     with pytest.raises(InputError, match='nothing to explore'): explore(one_result(result, 0))
+
+
+@pytest.fixture(scope='module')
+def tested():
+    "Prepared data, which have been shifted and phased, with their truth"
+    basis = simulate_basis(te1=.011, te2=.019)
+    decoder, _, _ = make_decoder(basis)
+    spectra, truth = Simulator(decoder, brain_priors(decoder), noise_sd=4.).spectra(4, seed=9)
+    return quantify(spectra, basis), truth, spectra
+
+
+def test_names_are_not_over_each_other(result):
+    e = explore(result)
+    e.sliders['PCr'].value = e.sliders['Cr'].value = 6.
+    e.figure.draw_without_rendering()
+    boxes = {n: t.get_window_extent() for n, t in e.picture.labels.items() if t.get_visible()}
+    assert {'Cr', 'PCr'} <= set(boxes)
+    top = e.picture.low.get_window_extent()
+    for n, a in boxes.items():
+        assert a.y1 < top.y1 + 2 and a.x0 > top.x0 - 3 and a.x1 < top.x1 + 3, n
+        for m, b in boxes.items():
+            width, height = min(a.x1, b.x1) - max(a.x0, b.x0), min(a.y1, b.y1) - max(a.y0, b.y0)
+            assert n == m or width < 3 or height < 3, (n, m)
+
+
+def test_truth_is_drawn_where_the_data_are(tested):
+    result, truth, spectra = tested
+    b = browse(result, truth)
+    noise = 4*spectra.acquisition.points**.5
+    for i in range(4):
+        b.picker.value = i
+        assert np.std(drawn(b, 'data') - drawn(b, 'truth')) < 1.5*noise
+        assert np.array_equal(drawn(b, 'truth'), (b.truth*b.frame).real.numpy()[b.picture.inside])
+
+
+def test_browse_sorts_by_the_worst(tested):
+    result, truth, _ = tested
+    b = browse(result, truth)
+    assert [i for _, i in b.picker.options] == [0, 1, 2, 3] and 'Glx' in b.names and 'MM09' not in b.names
+    for name in ('Gln', 'tNAA'):
+        b.sorter.value = name
+        frame = compare(result, truth).query('metabolite == @name')
+        assert [i for _, i in b.picker.options] == list(np.argsort(-frame.error_in_sd.abs().values)) and b.picker.value == b.picker.options[0][1]
+        assert b.current.spectra.names == [result.spectra.names[b.picker.value]]
+        assert f'{frame.error_in_sd.values[b.picker.value]:+.1f}' in b.table.value and f'{frame.truth.values[b.picker.value]:.3g}' in b.table.value
+    b.sorter.value = 'largest error'
+    assert b.picker.value == int(b.errors.abs().amax(1).argmax())
+    b.sliders['NAA'].value = 1.
+    b.refit_button.click()
+    assert 'error/sd' in b.table.value and 'steps' in b.message.value
+
+
+def test_browse_quantifies_spectra_and_refuses_another_truth(tested):
+    result, truth, spectra = tested
+    b = browse(spectra[:1], truth[:1], basis=simulate_basis(te1=.011, te2=.019))
+    assert torch.allclose(b.result.fit.params, result.fit.params[:1], rtol=.05, atol=.5)
+    with pytest.raises(InputError, match='truth must be 4 × '): browse(result, truth[:2])
+    with pytest.raises(InputError, match='truth must be 4 × '): browse(result, truth[:, :5])
+
+
+SMALL = dict(points=256, encoder_options={'channels': [8, 8, 16, 16, 24, 24]}, noise_sd=4.)
+RUN = '''
+import sys
+from deepmrs.model import make_decoder
+from deepmrs.spins import simulate_basis
+from deepmrs.training import train
+b = simulate_basis(te1=.011, te2=.019).select(['NAA', 'Cr', 'GPC'])
+train(b, acquisition=b.acquisition.replace(points=512), out=sys.argv[1], points=256, encoder_options={'channels': [8, 8, 16, 16, 24, 24]}, noise_sd=4.,
+      spectra_per_epoch=2560, max_epochs=int(sys.argv[2]), validation=128, log_every=5, progress=False, patience=None)
+'''
+
+
+def until(true, seconds=60.):
+    "Wait until it is true"
+    tic = time.perf_counter()
+    while not true():
+        assert time.perf_counter() - tic < seconds, 'waited in vain'
+        time.sleep(.05)
+
+
+def test_watch_another_process(tmp_path):
+    from deepmrs.training import build_model
+    basis = simulate_basis(te1=.011, te2=.019).select(['NAA', 'Cr', 'GPC'])
+    decoder, used, _ = make_decoder(basis, basis.acquisition.replace(points=512), preset='none')
+    out = tmp_path/'run'
+    late, live = watch(out, every=.2), watch(out, build_model(decoder, **SMALL)[0], every=.2, count=2)
+    assert 'no log' in late.message.value and late.live.value and late.thread.is_alive() and late.browser is None
+    process = subprocess.Popen([sys.executable, '-c', RUN, str(out), '12'])
+    try:
+        until(lambda: live.browser is not None and len(live.rates) > 1)
+        if process.poll() is None: assert late.browser is None and 'follow at its end' in late.message.value
+        first = live.browser.params.clone()
+        assert drawn(live.browser, 'truth').std() > 0
+    finally: assert process.wait(60) == 0
+    for w in (late, live):
+        w.thread.join(20)
+        assert not w.thread.is_alive() and not w.live.value and w.message.value.endswith('ended')
+        losses = w.log.dropna(subset=['val_loss'])
+        assert len(losses) == 12 and np.array_equal(w.curves.lines['val_loss'].get_ydata(), losses.val_loss) and set(w.rates.values()) <= {1e-3, 1e-4, 1e-5, 1e-3*.1, 1e-3*.01}
+    model = load_model(out)
+    with torch.no_grad(): assert torch.allclose(late.browser.result.fit.params.float(), model(late.tests[0].fids), atol=1e-4)
+    assert torch.allclose(live.browser.result.fit.params.float(), model(live.tests[0].fids), atol=1e-4) and not live.browser.params.equal(first)
+    assert watch(out).thread is None  # it has ended: nothing to wait for
+
+
+def test_watch_stops_and_says_what_is_wrong(tmp_path, result):
+    w = watch(tmp_path, every=.05)
+    assert w.thread.is_alive()
+    w.live.value = False
+    assert not w.thread.is_alive()
+    w.live.value = True
+    assert w.thread.is_alive()
+    w.box.close()
+    w.thread.join(5)
+    assert not w.thread.is_alive()  # closed: nobody looks
+    folder = tmp_path/'logs/version_0'
+    folder.mkdir(parents=True)
+    (folder/'metrics.csv').write_text('')
+    w = watch(tmp_path, every=60.)
+    assert 'being written' in w.message.value
+    (folder/'metrics.csv').write_text('epoch,step,train_loss,val_loss\n0,9,5.,\n0,9,,4.\n')
+    (tmp_path/'checkpoints').mkdir()
+    (tmp_path/'checkpoints/last.ckpt').write_bytes(b'half a checkpoint')
+    w.refresh_button.click()
+    assert 'validation loss 4' in w.message.value and list(w.curves.lines['train_loss'].get_ydata()) == [5.] and not w.rates
+    tic = time.perf_counter()
+    w.stop()
+    assert time.perf_counter() - tic < 5 and not w.thread.is_alive()
+    with pytest.raises(InputError, match='keeps no logs'): watch(RunConfig(basis='x.basis'))
 
 
 def test_without_ipywidgets():
