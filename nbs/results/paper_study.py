@@ -11,6 +11,7 @@ macromolecules of its own model, and `prior`, the middle of the ranges. RMSE/CRL
 """
 import argparse
 import dataclasses
+import inspect
 import subprocess
 import sys
 import tempfile
@@ -61,7 +62,7 @@ def work(job, args):
     count, batch = (args.heavy_spectra if heavy else args.spectra), args.batch
     epoch = batch*max(min(count//batch//20, 500), 1)
     extra = {'reg_weight': 3.} if run == 'rpMM' else {}
-    if set(extra) - {f.name for f in dataclasses.fields(Settings)}: raise SystemExit('This version cannot train the regularised macromolecule model.')
+    if set(extra) - {f.name for f in dataclasses.fields(Settings)} - set(inspect.signature(train).parameters): raise SystemExit('This version cannot train the regularised macromolecule model.')
     tic = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         model = train(basis, acquisition=maker.acquisition, preset='none', macromolecules=kind, measured=mm[:POINTS], priors=model_priors(simulator.priors, decoder, maker), simulator=simulator,
