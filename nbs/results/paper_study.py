@@ -67,7 +67,7 @@ def work(job, args):
     with tempfile.TemporaryDirectory() as folder:
         model = train(basis, acquisition=maker.acquisition, preset='none', macromolecules=kind, measured=mm[:POINTS], priors=model_priors(simulator.priors, decoder, maker), simulator=simulator,
                       encoder=encoder, points=POINTS, normalise='none', out=folder, batch_size=batch, spectra_per_epoch=epoch, max_epochs=max(round(count/epoch), 1), schedule='cosine',
-                      learning_rate=5e-4 if heavy else 2e-3, clip=1. if heavy else None, precision='bf16' if heavy else '32', patience=None, progress=False, log_every=200, **extra)
+                      learning_rate=5e-4 if heavy else 2e-3, clip=1. if heavy else None, precision='bf16' if heavy else '32', patience=None, progress=False, log_every=200, validation=min(args.tests, 4096), **extra)
     seconds = time.perf_counter() - tic
     model, decoder = model.to(device), decoder.to(device)
     simulator.decoder.to(device)
