@@ -199,10 +199,11 @@ def train(
 ):
     "Train a network as a run file says; the model lands in its `out`, else in a folder named like the run file."
     from deepmrs.config import read_run
-    from deepmrs.training import train_from_config
+    from deepmrs.runs import train_run
     config = read_run(run)
     config = config if config.out else read_run(run, out=str(run.with_suffix('')))
-    told = train_from_config(config, resume=resume).card['training']
+    model = train_run(config, resume=resume)
+    told = getattr(model, 'models', [model])[0].card['training']
     say(f'{told["spectra_seen"]:,} spectra seen, validation loss {told["validation_loss"]:.4g}; the model is in {config.out}: deepmrs quantify DATA --model {config.out} --out DIR')
 
 

@@ -158,7 +158,7 @@ class Panel:
         window=WINDOW,  # ppm, left and right
     ):
         w = _widgets()
-        self.decoder, self.params, self.data, self.truth, self.frame, self.busy, self.lock = decoder, params.detach().cpu().double().clone(), data, truth, 1., False, threading.RLock()
+        self.decoder, self.params, self.data, self.truth, self.frame, self.busy, self.earlier, self.lock = decoder, params.detach().cpu().double().clone(), data, truth, 1., False, {}, threading.RLock()
         has = {'residual': data is not None, 'data': data is not None, 'fit': True, 'baseline': decoder.baseline is not None, 'truth': truth is not None}
         self.picture = Picture(decoder.acquisition, decoder.names, decoder.names[len(decoder.signals[0].names):], [k for k in has if has[k]], window)
         self.image = w.Image(format='png', layout=w.Layout(width='98%', max_width='760px', object_fit='contain'))
@@ -188,24 +188,29 @@ class Panel:
         low, high = slider_range(block, self.params[where], j)
         s = w.FloatSlider(min(max(float(self.params[column]), low), high), min=low, max=high, step=(high - low)/1000, readout_format='.3g', description=f'{label} ({block.unit})' if block.unit else label,
                           style={'description_width': '80px' if label in self.shows else '150px'}, layout=w.Layout(width='335px' if label in self.shows else '365px'))
-        s.observe(lambda change: self.move(column, change['new'], s.step), 'value')
+        s.observe(lambda _: self.move(column, s), 'value')
         self.sliders[label] = s
         return w.HBox([self.shows[label], s]) if label in self.shows else s
 
 # %% ../nbs/70_widgets.ipynb #115349b5
-def move(panel, column, value, step=0.):
-    "Parameter `column` gets a new value; less than half a step is a browser that rounds to its steps, not a hand"
-    if panel.busy or abs(value - float(panel.params[column])) < .501*step: return
-    panel.params[column] = value
+def move(panel, column, slider):
+    "Parameter `column` gets the value of its slider, unless it was no hand that moved it"
+    if panel.busy or abs(slider.value - float(panel.params[column])) < .501*slider.step: return
+    if slider in panel.earlier and abs(slider.value - panel.earlier[slider]) < 1.01*slider.step:
+        slider.value = float(panel.params[column])
+        return
+    panel.earlier.pop(slider, None)
+    panel.params[column] = slider.value
     panel.draw()
 
 
 def set_params(panel, params):
     "All parameters at once: sliders and picture follow"
     with panel.lock:
-        panel.params, panel.busy = params.detach().cpu().double().clone(), True
+        panel.params, panel.earlier, panel.busy = params.detach().cpu().double().clone(), {}, True
         try:
             for s, v in zip(panel.sliders.values(), panel.params.tolist()):
+                if not s.min <= v <= s.max: panel.earlier[s] = s.value
                 if v < s.min: s.min = v
                 if v > s.max: s.max = 1.5*v if v > 0 else v
                 s.value = v

@@ -138,7 +138,8 @@ def test_computing_needs_no_file_or_notebook_packages(module):
 
 def distributions(*keys):
     "Names of required packages, as they are imported"
-    return {re.match(r'[\w.-]+', r)[0].lower().replace('-', '_') for k in keys for r in CONFIG[k].split()}
+    names = {re.match(r'[\w.-]+', r)[0].lower().replace('-', '_') for k in keys for r in CONFIG[k].split()}
+    return {{'pillow': 'PIL'}.get(n, n) for n in names}
 
 
 def third_party(tree):

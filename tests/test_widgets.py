@@ -68,6 +68,20 @@ def test_rounding_by_the_browser_is_no_move(result):
     assert e.params.equal(before)
 
 
+def test_the_old_value_that_a_browser_sends_after_a_new_range_is_no_move(result):
+    e = explore(result)
+    label = next(k for k in e.sliders if k.startswith('baseline re'))
+    s, far = e.sliders[label], e.params.clone()
+    far[e.decoder.layout.labels.index(label)] = s.min - 100.
+    old = s.value
+    e.set(far)
+    s.value = old + .4*s.step
+    assert e.params.equal(far) and s.value == s.min
+    s.value = old + 50*s.step  # a hand
+    s.value = old
+    assert e.params[e.decoder.layout.labels.index(label)] == old
+
+
 def test_hide_and_show(result):
     e = explore(result)
     fit = drawn(e, 'fit')
