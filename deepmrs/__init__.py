@@ -31,6 +31,8 @@ FACE = {
     'Result': 'quantify',
     'report': 'report',
     'explore': 'widgets',
+    'browse': 'widgets',
+    'watch': 'widgets',
 }
 __all__ = list(FACE)
 
