@@ -13,7 +13,6 @@ __all__ = ['RUN_METHODS', 'Ingredients', 'size_of_macromolecules', 'model_priors
 # %% ../nbs/63_runs.ipynb #c01f6078
 import copy
 import dataclasses
-import inspect
 import json
 import math
 import platform
@@ -184,10 +183,7 @@ def train_run(
 ):
     "The trained `Model`, or an `Ensemble`. Raises `InputError` for what can't be trained"
     parts = parts or ingredients(config)
-    known = {f.name for f in dataclasses.fields(Settings)} | {'reg_weight'} & set(inspect.signature(train).parameters)
-    settings = {k: getattr(config, k) for k in known if hasattr(config, k)}
-    if parts.preset is not None and macromolecule_model(parts.preset.macromolecules).kind == 'regularised' and 'reg_weight' not in known:
-        raise InputError('This version cannot train the regularised macromolecule model.')
+    settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(Settings) if hasattr(config, f.name)}
     name, options = config.encoder['name'], {k: v for k, v in config.encoder.items() if k != 'name'}
     folders = member_folders(Path(out or config.out or 'run'), config.ensemble)
     models = []

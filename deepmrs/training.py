@@ -36,8 +36,10 @@ from .basis import Basis, match_basis, upright
 from .core import Acquisition, InputError
 from .decoder import Decoder, Signals
 from .encoders import ENCODERS, ParameterHead, make_encoder
-from .losses import Look, make_loss
+from .losses import Look, make_loss, truncation_time
+from .macromolecules import macromolecule_model
 from .model import Preset, RatioPrior, SoftPrior, get_preset, make_decoder
+from .preprocess import noise_sd
 from .simulate import Simulator, brain_priors, paper_priors, prior_from_spec
 
 # %% ../nbs/40_training.ipynb #1995a37c
@@ -45,7 +47,7 @@ class Reader(nn.Module):
     "An encoder, a head and a decoder: FIDs [B, N] → parameters [B, P] in the data's own amplitude scale."
 
     def __init__(self,
-        encoder,  # `nn.Module` [B, 2, points] → [B, P]
+        encoder,  # `nn.Module` [B, 2, points] → [B, P], or [B, P + 1] if it truncates
         decoder,  # the `Decoder` that it was trained for
         mean, sd,  # of the prior [P]
         points=1024,  # of each FID that the encoder sees
@@ -53,11 +55,13 @@ class Reader(nn.Module):
         reference=1.,  # typical rms of those points at the prior's amplitudes
         preset=None,  # the `Preset` that the decoder was made with; without one a saved model needs `decoder=` to load
         card=None,  # what is known about the training, a dict
+        truncates=False,  # does the encoder put out a truncation time, too (regularised macromolecules)?
     ):
         super().__init__()
         if normalise not in ('rms', 'none'): raise InputError(f'normalise is rms or none, not {normalise!r}.')
         self.encoder, self.decoder, self.head = encoder, decoder, ParameterHead(decoder.layout, mean, sd)
         self.points, self.normalise, self.preset, self.card, self.half = int(points), normalise, preset, dict(card or {}), False
+        self.truncates = bool(truncates)
         self.register_buffer('reference', torch.as_tensor(float(reference)))
         linear = torch.zeros(decoder.layout.size, dtype=torch.bool)
         linear[:decoder.linear] = True
@@ -65,13 +69,13 @@ class Reader(nn.Module):
         self.register_buffer('linear', linear, persistent=False)
 
     def read(self, fids):
-        "(parameters [B, P], raw outputs [B, P]) of FIDs [B, N] in one go, on the model's device"
+        "(parameters [B, P], raw outputs [B, ≥ P]) of FIDs [B, N] in one go, on the model's device"
         x = torch.view_as_real(fids[:, :self.points])
         scale = x.square().mean((1, 2)).mul(2).sqrt().clamp_min(1e-30) if self.normalise == 'rms' else self.reference.expand(len(fids))
         x = (x/scale[:, None, None]).mT
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.half): raw = self.encoder(x)
         raw = raw.float()
-        params = self.head(raw)
+        params = self.head(raw[:, :self.decoder.layout.size])
         return torch.where(self.linear, params*(scale/self.reference)[:, None], params), raw
 
     @torch.no_grad()
@@ -80,11 +84,22 @@ class Reader(nn.Module):
         chunk=8192,  # spectra at a time
     ):
         "Parameters [B, P], float32, on the device of `fids`; amplitudes in the data's scale. Keeps no gradients (`read` does)"
+        return self._all(fids, chunk, lambda params, raw: params, self.decoder.layout.size)
+
+    @torch.no_grad()
+    def truncation(self, fids, chunk=8192):
+        "Truncation time (s) [B], float32, of FIDs [B, N]: after it the metabolites alone explain the data. For regularised macromolecules"
+        if not self.truncates: raise InputError('This model has no truncation time; train one with macromolecules="regularised".')
+        size = self.decoder.layout.size
+        return self._all(fids, chunk, lambda params, raw: truncation_time(raw, size)[:, None], 1)[:, 0]
+
+    def _all(self, fids, chunk, what, columns):
+        "what(params, raw) [B, columns] of all FIDs, some at a time"
         if fids.shape[-1] < self.points: raise InputError(f'The model reads {self.points} points, but the data have {fids.shape[-1]}; acquire or simulate more, or use method="fit".')
-        if not len(fids): return fids.real.new_zeros(0, self.layout.size)
+        if not len(fids): return fids.real.new_zeros(0, columns)
         device, was = self.reference.device, self.training
         self.eval()
-        try: return torch.cat([self.read(part.to(device, torch.complex64))[0].to(fids.device) for part in fids[:, :self.points].split(chunk)])
+        try: return torch.cat([what(*self.read(part.to(device, torch.complex64))).to(fids.device) for part in fids[:, :self.points].split(chunk)])
         finally: self.train(was)
 
 # %% ../nbs/40_training.ipynb #52e181fc
@@ -135,7 +150,7 @@ def _rebuild(decoder, acquisition, preset):
     metabolites = decoder.signals[0]
     fids = decoder.fids.cpu()
     measured = None
-    if preset.macromolecules == 'measured': measured = match_measured(fids[len(metabolites.names):], decoder.acquisition, acquisition)
+    if macromolecule_model(preset.macromolecules).kind == 'measured': measured = match_measured(fids[len(metabolites.names):], decoder.acquisition, acquisition)
     basis = Basis(fids[:len(metabolites.names)], metabolites.names, acquisition=decoder.acquisition)
     return make_decoder(basis, acquisition, preset, preset.macromolecules, preset.baseline, measured)[0]
 
@@ -146,7 +161,7 @@ def match_measured(fid, old, new):
 
 # %% ../nbs/40_training.ipynb #355defd4
 class Simulated:
-    "Makes a batch: FIDs, the variance that the loss divides by, and the truth."
+    "Makes a batch: FIDs, the variance that the loss divides by, the truth, and the variance of the noise."
 
     def __init__(self,
         simulator,  # a `Simulator`
@@ -167,9 +182,10 @@ class Simulated:
         return self
 
     def __call__(self, n, generator, held=None):
-        "(fids [n, N], variance [n], truth [n, P], or None where the parameters are others)"
+        "(fids [n, N], variance [n], truth [n, P], or None where the parameters are others, noise variance [n])"
         b = self.simulator(n, generator)
-        return b.fids, b.noise_sd**2 if self.known else power(b.fids, self.points), b.params if self.same else None
+        noise = b.noise_sd**2
+        return b.fids, noise if self.known else power(b.fids, self.points), b.params if self.same else None, noise
 
 
 def _with(obj, values):
@@ -188,23 +204,28 @@ class Measured:
     "Draws from measured FIDs; every tenth is held out."
 
     def __init__(self,
-        fids,  # [B, N]
+        spectra,  # `Spectra` [B]
         points,  # of each FID that the encoder sees
+        keep=None,  # points of each FID to use; None: all
         seed=0,
     ):
+        fids, sd = spectra.fids[:, :keep], noise_sd(spectra).float()
         if len(fids) < 2: raise InputError(f'Training on measured spectra needs at least 2; there are {len(fids)}.')
         order = torch.randperm(len(fids), generator=torch.Generator().manual_seed(seed))
         out = max(len(fids)//10, 1)
         self.seen, self.kept, self.points, self.known, self.held, self.size = fids[order[out:]], fids[order[:out]], points, False, out, len(fids) - out
+        self.noise, self.kept_noise = sd[order[out:]], sd[order[:out]]
 
     def to(self, device):
-        self.seen, self.kept = self.seen.to(device), self.kept.to(device)
+        for k in ('seen', 'kept', 'noise', 'kept_noise'): setattr(self, k, getattr(self, k).to(device))
         return self
 
     def __call__(self, n, generator, held=None):
-        "(fids [n, N], variance [n], None); `held` is the first of the held-out ones, None to draw from the others"
-        fids = self.seen[torch.randint(len(self.seen), (n,), generator=generator, device=generator.device)] if held is None else self.kept[held:held + n]
-        return fids, power(fids, self.points), None
+        "(fids [n, N], variance [n], None, noise variance [n]); `held` is the first of the held-out ones, None to draw from the others"
+        if held is None: rows, data, sd = torch.randint(len(self.seen), (n,), generator=generator, device=generator.device), self.seen, self.noise
+        else: rows, data, sd = slice(held, held + n), self.kept, self.kept_noise
+        fids = data[rows]
+        return fids, power(fids, self.points), None, sd[rows]**2
 
 # %% ../nbs/40_training.ipynb #646c7c32
 @dataclasses.dataclass
@@ -220,6 +241,7 @@ class Settings:
     residual_weight: float = 1.  # of the self-supervised loss
     parameter_weight: float = 0.  # of the supervised loss
     window: object = 'preset'  # ppm window of the residual, None for the time domain, 'preset' for what the preset says
+    reg_weight: float = 3.  # price of the truncation time of regularised macromolecules (1/s), see `regularised_loss`
     clip: float | None = None  # largest norm of the gradient
     precision: str = '32'  # '32', or 'bf16' for the encoder
     compile: bool = False  # torch.compile the encoder
@@ -232,6 +254,7 @@ class Settings:
     def __post_init__(self):
         if self.schedule not in SCHEDULES: raise InputError(f'The schedule is {", ".join(SCHEDULES)}, not {self.schedule!r}.')
         if self.precision not in ('32', 'bf16'): raise InputError(f'The precision is 32 or bf16, not {self.precision!r}.')
+        if not self.reg_weight >= 0: raise InputError(f'reg_weight must be at least 0, not {self.reg_weight}.')
         for k in ('batch_size', 'max_epochs', 'learning_rate', 'log_every', 'devices', 'validation'):
             if not getattr(self, k) > 0: raise InputError(f'{k} must be above 0, not {getattr(self, k)}.')
 
@@ -300,25 +323,28 @@ class LitModel(Clock):
     def on_fit_start(self):
         self.source.to(self.device)
         self.generator = torch.Generator(self.device)
-        self.loss = make_loss(self.decoder, self.model.head.sd, self.settings.residual_weight, self.settings.parameter_weight, self.window, last=self.model.points)
+        self.loss = make_loss(self.decoder, self.model.head.sd, self.settings.residual_weight, self.settings.parameter_weight, self.window, last=self.model.points,
+                              regularised=self.settings.reg_weight if self.model.truncates else None)
         self.began = time.monotonic()
 
-    def draw_loss(self, n, stream, held=None):
-        "The loss of n spectra from the random stream with this number"
-        fids, variance, truth = self.source(n, self.generator.manual_seed(mixed_seed(self.settings.seed, stream)), held)
+    def look(self, n, stream, held=None):
+        "A `Look` at n spectra from the random stream with this number"
+        fids, variance, truth, noise = self.source(n, self.generator.manual_seed(mixed_seed(self.settings.seed, stream)), held)
         params, raw = self.model.read(fids)
-        return self.loss(Look(self.decoder, params, fids, variance, truth, raw))
+        return Look(self.decoder, params, fids, variance, truth, raw, noise)
 
     def training_step(self, batch, i):
         s, world = self.settings, self.trainer.world_size
-        loss = self.draw_loss(s.batch_size, 2*(self.global_step*world + self.global_rank))
+        loss = self.loss(self.look(s.batch_size, 2*(self.global_step*world + self.global_rank)))
         if (i + 1) % s.log_every == 0 or self.steps <= s.log_every and i + 1 == self.steps: self.log('train_loss', loss.detach(), prog_bar=True, batch_size=s.batch_size)
         return loss
 
     def validation_step(self, batch, i):
         size = self.settings.batch_size
         n = min(size, self.source.held - batch*size)
-        self.log('val_loss', self.draw_loss(n, 2*batch + 1, batch*size), prog_bar=True, batch_size=n, sync_dist=self.trainer.world_size > 1)
+        look, several = self.look(n, 2*batch + 1, batch*size), self.trainer.world_size > 1
+        self.log('val_loss', self.loss(look), prog_bar=True, batch_size=n, sync_dist=several)
+        if self.model.truncates: self.log('truncation', truncation_time(look.raw, self.decoder.layout.size).mean(), batch_size=n, sync_dist=several)
 
     def on_validation_epoch_end(self):
         self.log('spectra_seen', float(self.global_step*self.settings.batch_size*self.trainer.world_size))
@@ -440,6 +466,7 @@ def build_model(
     normalise='rms',  # or 'none'
     preset=None,  # the `Preset` as used
     seed=0,  # of the encoder's first weights
+    truncates=False,  # one more output, the truncation time of regularised macromolecules?
 ):
     "(`Model`, untrained; the `Simulator` that suits it)"
     if not 8 <= points <= decoder.acquisition.points: raise InputError(f'points is {points}; the encoder can see 8 to {decoder.acquisition.points} points of these data.')
@@ -449,13 +476,13 @@ def build_model(
     sim = Simulator(cut, dists, noise_sd, noise, artefacts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = make_encoder(encoder, points, decoder.layout.size, **(encoder_options or {}))
+        net = make_encoder(encoder, points, decoder.layout.size + truncates, **(encoder_options or {}))
     reference = power(sim(256, torch.Generator().manual_seed(seed)).fids, points).mul(2).sqrt().median()
     cls = type(net)
     card = {'encoder': {'name': next((k for k, c in ENCODERS.items() if c is cls), None), 'class': f'{cls.__module__}.{cls.__qualname__}',
                         'options': None if isinstance(encoder, nn.Module) else dict(encoder_options or {})},
-            'priors': {k: d.spec() for k, d in dists.items()}, 'noise': {'kind': noise, 'sd': list(sim.noise_sd)}, 'training': {}}
-    return Model(net, decoder, *sim.moments(), points, normalise, reference, preset, card), sim
+            'priors': {k: d.spec() for k, d in dists.items()}, 'noise': {'kind': noise, 'sd': list(sim.noise_sd)}, 'truncates': bool(truncates), 'training': {}}
+    return Model(net, decoder, *sim.moments(), points, normalise, reference, preset, card, truncates), sim
 
 # %% ../nbs/40_training.ipynb #25564102
 def train(
@@ -464,7 +491,7 @@ def train(
     *,
     decoder=None,  # a `Decoder` of your own, instead of a basis set
     preset='none',  # a name or a `Preset`
-    macromolecules=None, baseline=None, measured=None,  # overrule the preset, see `make_decoder`
+    macromolecules=None, baseline=None, measured=None,  # overrule the preset, see `make_decoder`; 'regularised' needs no more than `reg_weight`
     acquisition=None,  # `Acquisition`; default that of the spectra, else of the basis set
     priors='brain', noise_sd=None, noise='white', artefacts=(), encoder='convnet', encoder_options=None, points=1024, normalise='rms',  # see `build_model`
     simulator=None,  # a `Simulator` of your own that makes the spectra, from another decoder than the model's perhaps; None: from the model's, with `priors` and `noise`
@@ -482,13 +509,14 @@ def train(
         basis = upright(basis) if get_preset(preset).align else basis
         decoder, used, _ = make_decoder(basis, acquisition or (spectra.acquisition if spectra is not None else None), preset, macromolecules, baseline, measured)
     points = min(points, decoder.acquisition.points)
-    model, sim = build_model(decoder, priors, noise_sd, noise, artefacts, encoder, encoder_options, points, normalise, used, s.seed)
+    truncates = macromolecule_model((used.macromolecules if used is not None else macromolecules) or 'none').kind == 'regularised'
+    model, sim = build_model(decoder, priors, noise_sd, noise, artefacts, encoder, encoder_options, points, normalise, used, s.seed, truncates)
     if spectra is not None: model.check_data(spectra)
     cut = sim.decoder
     if simulator is not None:
         sim = _with(simulator, {'decoder': shortened(simulator.decoder, cut.acquisition.points)})
         model.card['noise'] = {'kind': sim.noise, 'sd': list(sim.noise_sd)}
-    source = Simulated(sim, points, s.validation, cut.layout) if spectra is None else Measured(spectra.fids[:, :cut.acquisition.points], points, s.seed)
+    source = Simulated(sim, points, s.validation, cut.layout) if spectra is None else Measured(spectra, points, cut.acquisition.points, s.seed)
     steps = -(-(s.spectra_per_epoch or source.size or 96_000)//(s.batch_size*s.devices))
     window = s.window if s.window != 'preset' else used.window if used is not None else None if cut.plain else (0.2, 4.2)
     model.card['training'] = dataclasses.asdict(s) | {'data': 'simulated' if spectra is None else f'{len(spectra)} measured', 'window': window}
@@ -605,8 +633,8 @@ def load_model(
         fids = torch.view_as_complex(tensors.pop('decoder.fids'))
         decoder = decoder if decoder is not None else _load_decoder(card, acq, preset, fids)
         if {k: list(b.labels) for k, b in decoder.layout.blocks.items()} != card['layout']: raise InputError(f'The parameters of the model {path} are not those of its decoder; it was made by another version, so train it anew.')
-        model = Model(_load_encoder(card, encoder, decoder.layout.size), decoder, tensors['head.mean'], tensors['head.sd'], card['points'], card['normalise'], preset=preset,
-                      card={k: card[k] for k in ('encoder', 'priors', 'noise', 'training', 'checksum') if k in card})
+        model = Model(_load_encoder(card, encoder, decoder.layout.size + card.get('truncates', False)), decoder, tensors['head.mean'], tensors['head.sd'], card['points'], card['normalise'], preset=preset,
+                      card={k: card[k] for k in ('encoder', 'priors', 'noise', 'truncates', 'training', 'checksum') if k in card}, truncates=card.get('truncates', False))
         model.load_state_dict(tensors)
     except InputError: raise
     except (KeyError, TypeError, ValueError, RuntimeError) as e: raise InputError(f'The card of the model {path} does not fit its numbers ({str(e).splitlines()[0]}); copy both files anew.') from None
@@ -618,7 +646,7 @@ def _load_decoder(card, acq, preset, fids):
     if preset is None: raise InputError('This model was trained with a decoder of its own; give it: load_model(path, decoder=…).')
     M = len(card['names'])
     basis = Basis(fids[:M], card['names'], acquisition=acq)
-    decoder = make_decoder(basis, acq, preset, preset.macromolecules, preset.baseline, fids[M] if preset.macromolecules == 'measured' else None)[0]
+    decoder = make_decoder(basis, acq, preset, preset.macromolecules, preset.baseline, fids[M] if macromolecule_model(preset.macromolecules).kind == 'measured' else None)[0]
     if decoder.fids.shape == fids.shape: decoder.fids.copy_(fids)
     return decoder
 

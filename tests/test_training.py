@@ -288,3 +288,36 @@ def test_build_model_starts_at_the_prior():
     x = model(b.fids)
     assert torch.allclose(x[:, 3:].mean(0), model.head.mean[3:], atol=1e-3) and (x[:, :3].mean(0)/model.head.mean[:3] - 1).abs().max() < .2
     assert Settings().batch_size == 128
+
+
+REG = dict(macromolecules='regularised', priors={'amplitudes': [[3., 2., .5], [12., 9., 3.]], 'shift': [-3., 3.], 'lorentzian': [2., 12.], 'phase': [-.3, .3], 'macromolecules': [[0.]*18, [1.]*18]})
+
+
+def test_regularised_macromolecules(tmp_path):
+    "One more output, the truncation time; saved and loaded with the rest; the decoder does not know of it"
+    model = quick(out=tmp_path, **REG)
+    P = model.layout.size
+    x = model.decoder(model.head.mean.expand(5, -1))
+    assert model.encoder.out.out_features == P + 1 and model(x).shape == (5, P) and model.truncates
+    tr = model.truncation(x)
+    assert tr.shape == (5,) and ((0 < tr) & (tr < .1)).all() and torch.allclose(model.truncation(1e4*x), tr, rtol=1e-3)
+    again = load_model(tmp_path)
+    assert torch.equal(again.truncation(x), tr) and torch.equal(again(x), model(x)) and again.card['training']['reg_weight'] == 3.
+    assert read_log(tmp_path).truncation.dropna().between(0, .1).all()
+    with pytest.raises(InputError, match='regularised'): quick().truncation(x)
+    with pytest.raises(InputError, match='256 points'): model.truncation(x[:, :100])
+
+
+def test_price_shortens_the_truncation():
+    "The dearer it is, the shorter"
+    tr = {}
+    for weight in (0., 300.):
+        model = quick(**REG, reg_weight=weight, max_epochs=8, spectra_per_epoch=1920, normalise='none')
+        tr[weight] = float(model.truncation(simulated_with(model, .5)).mean())
+    assert tr[300.] < .5*tr[0.]
+
+
+def simulated_with(model, amount, n=100):
+    "FIDs with this amount of each line"
+    sim = Simulator(model.decoder, get_priors(REG['priors'] | {'macromolecules': [[amount]*18, [amount]*18]}, model.decoder), 2.)
+    return sim(n, torch.Generator().manual_seed(0)).fids

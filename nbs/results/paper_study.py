@@ -10,8 +10,6 @@ tested on 10,000 spectra, the same for all of one basis set and noise. Beside it
 macromolecules of its own model, and `prior`, the middle of the ranges. RMSE/CRLB is over the bound of the model that made the spectra.
 """
 import argparse
-import dataclasses
-import inspect
 import subprocess
 import sys
 import tempfile
@@ -27,7 +25,7 @@ from bare_study_run import NAMES, POINTS, make, paper_set, simulated_set
 from deepmrs.model import make_decoder
 from deepmrs.runs import compare, make_test_set, model_priors
 from deepmrs.simulate import Simulator, paper_priors
-from deepmrs.training import Settings, train
+from deepmrs.training import train
 
 HERE = Path(__file__).resolve().parent
 COLUMNS = ('basis run encoder macromolecules noise noise_sd method metabolite r2 mae mape slope intercept bias rmse_over_crlb rmse_over_prior_sd '
@@ -62,7 +60,6 @@ def work(job, args):
     count, batch = (args.heavy_spectra if heavy else args.spectra), args.batch
     epoch = batch*max(min(count//batch//20, 500), 1)
     extra = {'reg_weight': 3.} if run == 'rpMM' else {}
-    if set(extra) - {f.name for f in dataclasses.fields(Settings)} - set(inspect.signature(train).parameters): raise SystemExit('This version cannot train the regularised macromolecule model.')
     tic = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         model = train(basis, acquisition=maker.acquisition, preset='none', macromolecules=kind, measured=mm[:POINTS], priors=model_priors(simulator.priors, decoder, maker), simulator=simulator,
