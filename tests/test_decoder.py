@@ -8,7 +8,7 @@ import torch
 from deepmrs.baseline import SplineBaseline, window_points
 from deepmrs.basis import Basis
 from deepmrs.core import Acquisition, InputError, fid_to_spectrum, spectrum_to_fid
-from deepmrs.decoder import (BackShift, Block, Decoder, FirstOrderPhase, Gaussian, GramTable, Layout, Lorentzian, Modulation, Phase, Shift, Signals, check_modulation, jacobian,
+from deepmrs.decoder import (BackShift, Block, Decoder, FirstOrderPhase, Gaussian, GramTable, Layout, Lineshape, Lorentzian, Modulation, Phase, Shift, Signals, check_modulation, jacobian,
                              normal_equations, reduced)
 from deepmrs.model import Preset, make_decoder
 
@@ -35,6 +35,9 @@ MODULATIONS = {
     'own shifts': lambda: [Shift(-30, 30), Lorentzian(0, 100, 5.), Phase(), Shift(-5, 5, targets=['NAA', 'GPC'])],
     'own widths': lambda: [Shift(-30, 30), Lorentzian(0, 100, 5.), FirstOrderPhase(-1e-3, 1e-3), Lorentzian(0, 20, targets=['Cr']), Gaussian(0, 20, targets=['Cr', 'NAA'])],
     'borrowed': lambda: [Shift(-30, 30), Phase(), BackShift(targets=['Cr'], borrows='shift')],
+    'group': lambda: [Shift(-30, 30), Phase(), Shift(-5, 5, targets={'both': ('NAA', 'GPC'), 'Cr': ('Cr',)}), Lorentzian(-3, 9, targets={'both': ('NAA', 'GPC')})],
+    'skewed': lambda: [Shift(-30, 30), Lorentzian(0, 100, 5.), Lineshape(), Phase()],
+    'free shape': lambda: [Shift(-30, 30), Lorentzian(0, 100, 5.), Lineshape('free'), FirstOrderPhase(-1e-3, 1e-3), Shift(-5, 5, targets=['Cr'])],
     'of one\'s own': lambda: [Shift(-30, 30), Fading(), Phase()]}
 MACROMOLECULES = ['none', 'classical', 'summed', 'parametrised', 'measured', {'kind': 'summed', 'shape': 'gaussian', 'shift': 'paper'},
                   {'kind': 'parametrised', 'shift': 'free', 'width': 'free'}, {'kind': 'regularised', 'paper_axis': True}]
@@ -57,7 +60,7 @@ def some_params(decoder, n=2, seed=0, dtype=torch.float64):
     "Parameters [n, P] inside their bounds, none of them at zero"
     g = torch.Generator().manual_seed(seed)
     scale = {'amplitudes': 5., 'macromolecules': 3., 'shift': 4., 'lorentzian': 10., 'gaussian': 8., 'phase': 1., 'first_order_phase': 2e-4, 'baseline': 50., 'fading': 9.,
-             'own_shift': 2., 'own_lorentzian': 5., 'own_gaussian': 5., 'line_shift': 1., 'line_lorentzian': 5.}
+             'own_shift': 2., 'own_lorentzian': 5., 'own_gaussian': 5., 'line_shift': 1., 'line_lorentzian': 5., 'lineshape': .8}
     cols = [(.3 + torch.rand(n, len(b.labels), generator=g, dtype=torch.float64))*scale[k] for k, b in decoder.layout.blocks.items()]
     return torch.cat(cols, -1).to(dtype)
 
