@@ -5,7 +5,7 @@ from torch import nn
 
 from deepmrs.core import InputError
 from deepmrs.decoder import Block, Layout
-from deepmrs.encoders import ENCODERS, ConvNet, MLP, ParameterHead, check_encoder, make_encoder
+from deepmrs.encoders import ENCODERS, ConvNet, MLP, Mixer, ParameterHead, check_encoder, draw_encoder, encoder_size, layers, make_encoder
 
 SMALL = {'convnet': {}, 'mlp': {}, 'mixer': {'dim': 32, 'depth': 2}, 'convnext': {'dims': [8, 16, 24, 32], 'depths': [1, 1, 2, 1]}}
 FULL = {'convnet': 49_543, 'mlp': 1_224_567, 'mixer': 4_492_311, 'convnext': 26_781_623}
@@ -28,6 +28,54 @@ def test_shapes_and_gradients(name, points, outputs):
 
 @pytest.mark.parametrize('name', ENCODERS)
 def test_size(name): assert sum(p.numel() for p in make_encoder(name, 1024, 23).parameters()) == FULL[name]
+
+
+GFLOP = {'convnet': .00257, 'mlp': .00245, 'mixer': .672, 'convnext': 2.68}
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_arithmetic(name):
+    weights, gflop = encoder_size(make_encoder(name, 1024, 23), 1024)
+    assert weights == FULL[name] and gflop == pytest.approx(GFLOP[name], rel=.01)
+
+
+def test_arithmetic_by_hand():
+    assert encoder_size(MLP(64, 5, widths=(32,)), 64)[1]*1e9 == 2*(128*32 + 32*5)
+    assert encoder_size(ConvNet(11, 3, channels=(4,), kernels=(5,)), 11)[1]*1e9 == 2*(2*5*4*4 + 16*3)
+
+
+@pytest.mark.parametrize('name', ENCODERS)
+def test_drawing_shows_every_layer_with_weights(name):
+    import matplotlib.pyplot as plt
+    net = make_encoder(name, 256, 7, **(SMALL[name] | ({'channels': [8, 16]} if name == 'convnet' else {})))
+    before = {k: v.clone() for k, v in net.state_dict().items()}
+    rows = layers(net, (2, 256))
+    assert rows[-1]['text'].endswith('» 7') and rows[-1]['shape'] == '7' and net.training
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items()) and not any(m._forward_hooks for m in net.modules())
+    ax = draw_encoder(net, (2, 256))
+    texts = [t.get_text() for t in ax.texts]
+    assert all(r['text'] in texts for r in rows) and f'{sum(p.numel() for p in net.parameters()):,} weights' in ax.get_title(loc='left')
+    plt.close(ax.figure)
+
+
+def test_drawing_follows_the_network():
+    "Repeated blocks are counted, arcs stand where the input is added, a shared layer appears where it is used"
+    rows = layers(Mixer(64, 3, dim=16, depth=5), (2, 64))
+    assert [r['text'] for r in rows if r['kind'] == 'block'] == ['5 × MixerBlock'] and rows[1]['adds']
+    class Plain(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act = nn.Linear(128, 128), nn.GELU()
+        def forward(self, x): return self.act(self.a(self.act(x)))
+    net = nn.Sequential(nn.Flatten(), Plain(), nn.Linear(128, 2))
+    assert [r['text'] for r in layers(net, (2, 64))] == ['Flatten', 'Plain', 'Linear, 128 » 2'] and not layers(net, (2, 64))[1]['adds']
+    assert [r['text'] for r in layers(Plain(), (128,))] == ['GELU', 'Linear, 128 » 128', 'GELU']
+
+
+def test_paper_mlp_has_sixteen_free_outputs():
+    def rank(net):
+        with torch.no_grad(): y = net(torch.randn(100, 2, 1024, generator=torch.Generator().manual_seed(1))).double()
+        return int(torch.linalg.matrix_rank(y - y.mean(0), rtol=1e-5))
+    assert rank(MLP(1024, 23)) == 16 and rank(MLP(1024, 23, widths=(512, 64))) == 23
 
 
 @pytest.mark.parametrize('name', ENCODERS)
