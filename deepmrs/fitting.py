@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['box_qp', 'Problem', 'kept', 'gram_table', 'soft_rows', 'walker', 'light', 'with_baseline', 'quadratic',
            'coarse_shift_phase', 'coarse_start', 'solve_linear', 'Fit', 'gauss_newton', 'covariance', 'crlb',
-           'effective_parameters', 'fit']
+           'effective_parameters', 'information', 'stiffness_variants', 'fit']
 
 # %% ../nbs/50_fitting.ipynb #6503368c
 import copy
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from .baseline import window_points
+from .baseline import CANDIDATES, window_points
 from .basis import TYPICAL
 from .core import InputError, canonical_name, fid_to_spectrum
 from .decoder import GramTable, Layout, half_energy, jacobian, normal_equations, reduced
@@ -262,6 +262,11 @@ class Fit:
     cost: torch.Tensor  # [B] half the squared residual over the noise variance of the data's scale
     steps: torch.Tensor  # [B] Gauss-Newton steps taken
     converged: torch.Tensor  # [B] bool
+    stiffness: torch.Tensor | None = None  # [B] of the baseline, parameters per ppm, where it was chosen for each spectrum
+
+    def each(self, change):
+        "A `Fit` whose tensors are change(tensor)"
+        return Fit(*(v if v is None else change(v) for v in (getattr(self, k) for k in Fit.__dataclass_fields__)))
 
     @property
     def sd(self):
@@ -379,6 +384,28 @@ def effective_parameters(
     return torch.linalg.solve(scaled, s[:, :, None]*H*s[:, None, :]).diagonal(dim1=-2, dim2=-1).sum(-1)
 
 # %% ../nbs/50_fitting.ipynb #0c3a2a7f
+def information(
+    f,  # a `Fit`
+    points,  # n, real numbers that it saw
+):
+    "Akaike's corrected criterion [B], the smaller the better"
+    k = (points - 2*f.cost/f.noise**2).clamp(0, points - 2)
+    return points*(2*f.cost/points).clamp_min(1e-300).log() + 2*k + 2*k*(k + 1)/(points - k - 1).clamp_min(1)
+
+
+def stiffness_variants(decoder):
+    "[(parameters per ppm, the decoder with that stiffness)] for a decoder whose baseline is 'auto', the stiffest first"
+    def make():
+        out = []
+        for per_ppm in CANDIDATES:
+            d = copy.copy(decoder)
+            for k in ('_walker', '_variants'): d.__dict__.pop(k, None)
+            d.baseline = decoder.baseline.at(per_ppm)
+            out.append((per_ppm, d))
+        return out
+    return kept(decoder, '_variants', str(decoder.fids.device), make)
+
+# %% ../nbs/50_fitting.ipynb #01b301a4
 def fit(
     decoder,  # a `Decoder`
     fids,  # FIDs [B, N], complex, on the device of the decoder
@@ -390,6 +417,7 @@ def fit(
     progress=None,  # called with the number of spectra done
 ):
     "A `Fit` of every spectrum"
+    if decoder.baseline is not None and decoder.baseline.auto and max_steps > 0: return _fit_auto(decoder, fids, start, window, tolerance, max_steps, progress)
     whole = Problem(decoder, fids[:1], window)
     size, parts = _chunk(whole), []
     with torch.no_grad():
@@ -398,6 +426,20 @@ def fit(
             parts.append(_fit_chunk(Problem(decoder, fids[rows], window), None if start is None else start[rows], tolerance, max_steps, want_covariance))
             if progress is not None: progress(min(at + size, len(fids)))
     return Fit(*(torch.cat(p) if p[0] is not None else None for p in zip(*parts)))
+
+
+def _fit_auto(decoder, fids, start, window, tolerance, max_steps, progress):
+    "A `Fit` with the stiffness of the baseline that the criterion prefers, spectrum by spectrum"
+    points, best, score = 2*len(window_points(decoder.acquisition, window or decoder.baseline.window)), None, None
+    for per_ppm, d in stiffness_variants(decoder):
+        f = fit(d, fids, start, window, tolerance, max_steps, progress=progress if best is None else None)
+        f.stiffness, new, start = torch.full_like(f.cost, per_ppm), information(f, points), f.params
+        if best is None: best, score = f, new
+        else:
+            better = new < score
+            pick = lambda a, b: torch.where(better.view(-1, *[1]*(a.ndim - 1)), b, a)
+            best, score = Fit(*(pick(getattr(best, k), getattr(f, k)) for k in Fit.__dataclass_fields__)), torch.minimum(score, new)
+    return best
 
 
 def _fit_chunk(problem, start, tolerance, max_steps, want_covariance):

@@ -166,9 +166,9 @@ BRAIN_RANGES = {  # amounts in mmol/kg, from none to well above a healthy adult 
     'NAA': (2., 17.), 'NAAG': (0., 4.), 'Cr': (1., 9.), 'PCr': (1., 8.), 'Glu': (2., 16.), 'Gln': (0., 8.), 'Ins': (1., 12.), 'GPC': (.1, 3.), 'PCho': (0., 2.5),
     'GABA': (0., 4.), 'GSH': (0., 4.), 'Tau': (0., 4.), 'Asp': (0., 5.), 'Lac': (0., 4.), 'Ala': (0., 2.), 'Glc': (0., 4.), 'PE': (0., 4.), 'Asc': (0., 3.), 'sIns': (0., 1.2),
     'Gly': (0., 2.5), 'Ser': (0., 2.), 'Ace': (0., 1.), '2HG': (0., 2.)}
-BRAIN_MACROMOLECULES = {  # protons in mmol/kg, around the classical ratios
+BRAIN_MACROMOLECULES = {  # around the classical ratios, in the units of the tables' lines
     'MM09': (1., 10.), 'MM12': (0., 4.), 'MM14': (0., 8.), 'MM17': (0., 5.), 'MM20': (2., 15.), 'Lip09': (0., 2.), 'Lip13a': (0., 5.), 'Lip13b': (0., 3.),
-    'Lip20': (0., 1.5), '-CrCH2': (0., 2.)}
+    'Lip20': (0., 1.5), '-CrCH2': (0., 2.), 'MM23': (0., 8.), 'MM26': (0., 8.), 'MM27': (0., 8.), 'MM30': (0., 6.), 'MM32': (0., 8.), 'MM36': (0., 8.), 'MM37': (0., 8.), 'MM38': (0., 8.), 'MM40': (0., 8.)}
 
 
 def brain_priors(
@@ -187,6 +187,8 @@ def brain_priors(
     for k, d in {'shift': Uniform(-shift, shift), 'lorentzian': Uniform(2., 20.), 'gaussian': Uniform(1., 25.), 'phase': Uniform(-phase, phase),
                  'first_order_phase': Normal(0., 5e-5)}.items():
         if k in lay: priors[k] = d
+    for q in decoder.priors:  # what the model knows softly of shifts, widths and line shapes
+        if getattr(q, 'block', None) in lay: priors[q.block] = Normal(q.mean, q.sd)
     if 'baseline' in lay: priors['baseline'] = Correlated(_smooth_factor(decoder, baseline_size))
     return priors
 

@@ -87,7 +87,7 @@ def test_one_spectrum_and_many_are_the_same():
     basis, s, truth = brains(40)
     many, one = quantify(s, basis), quantify(s[7], basis)
     assert ((many.amplitudes[7] - one.amplitudes[0])/one.sd[0]).abs().max() < .03
-    assert set(many.reasons) == {'ok'} and one.amplitudes.shape == (1, 6) and len(one.to_frame()) == 6 + 10 + 4
+    assert set(many.reasons) == {'ok'} and one.amplitudes.shape == (1, 6) and len(one.to_frame()) == 6 + 19 + 4
 
 
 def test_five_hundred_spectra():
