@@ -27,6 +27,7 @@ FACE = {
     'train': 'training',
     'load_model': 'training',
     'fit': 'fitting',
+    'posterior': 'posterior',
     'quantify': 'quantify',
     'Result': 'quantify',
     'report': 'report',
