@@ -4,18 +4,21 @@
 
 # %% auto #0
 __all__ = ['noise_sd', 'correct_eddy_currents', 'exponentials', 'remove_water', 'align', 'phase', 'normalise', 'snr', 'linewidth',
-           'quality_filter']
+           'quality_filter', 'Cohort', 'likeness', 'prepare_cohort', 'Augmented']
 
 # %% ../nbs/13_preprocess.ipynb #2f1bbb46
 import math
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from scipy.linalg import solveh_banded
 
 from .basis import SINGLETS, TYPICAL, match_basis
-from .core import InputError, canonical_name, fid_to_spectrum
+from .core import InputError, Spectra, canonical_name, fid_to_spectrum
 
 # %% ../nbs/13_preprocess.ipynb #cf348739
 def _end(fids):
@@ -108,6 +111,13 @@ def _signal_space(s, k, power=2):
     return (q @ torch.linalg.svd(r).U)[..., :k]
 
 # %% ../nbs/13_preprocess.ipynb #fb4c52cf
+def _powers(log_z, n, block=64):
+    "exp(k log z) [B, n, K] for k = 0 … n − 1, from two short tables: one multiplication instead of one exponential each"
+    k = torch.arange(block, device=log_z.device)[:, None]
+    fine, coarse = torch.exp(k*log_z[:, None]), torch.exp(block*torch.arange(-(-n//block), device=log_z.device)[:, None]*log_z[:, None])
+    return (coarse[:, :, None]*fine[:, None]).flatten(1, 2)[:, :n]
+
+
 def exponentials(
     fids,  # complex FIDs [B, N]
     components=32,  # K
@@ -124,7 +134,7 @@ def exponentials(
     z = torch.linalg.eigvals(Z.cpu()).to(s.device)
     log_z = torch.log(torch.where(z.abs() > 1e-12, z, torch.full_like(z, 1e-12)))
     log_z = torch.complex(log_z.real.clamp(max=0), log_z.imag)
-    V = torch.exp(torch.arange(s.shape[-1], device=s.device)[:, None]*log_z[:, None])*(log_z.real > -max_decay)[:, None]  # [B, N, K]
+    V = _powers(log_z, s.shape[-1])*(log_z.real > -max_decay)[:, None]  # [B, N, K]
     gram = V.mH @ V
     diag = gram.diagonal(dim1=-2, dim2=-1).real
     ridge = torch.diag_embed(1e-10*diag + (diag == 0)).to(gram)
@@ -141,14 +151,13 @@ def remove_water(
     acq, low, high = spectra.acquisition, min(band), max(band)
     _some_signal(spectra.fids)
     out = spectra.fids.clone()
-    n = torch.arange(acq.points, device=out.device)[:, None]
     for rows in (spectra.fids != 0).any(-1).nonzero()[:, 0].split(batch):  # empty voxels stay empty
         s = spectra.fids[rows].to(torch.complex128)
         scale = s.abs().amax(-1, keepdim=True)
         log_z, a = exponentials(s/scale, components)
         ppm = acq.centre_ppm + log_z.imag/(2*math.pi*acq.dwell_time*acq.spectrometer_frequency)
         a = a*((ppm > low) & (ppm < high))*scale
-        out[rows] = (s - (torch.exp(n*log_z[:, None]) @ a[..., None])[..., 0]).to(out.dtype)
+        out[rows] = (s - (_powers(log_z, acq.points) @ a[..., None])[..., 0]).to(out.dtype)
     return spectra.replace(out, notes=[*spectra.notes, f'Residual water was removed: exponentials between {low:g} and {high:g} ppm (HLSVD, {components} components).'])
 
 # %% ../nbs/13_preprocess.ipynb #1a5c6aaf
@@ -337,3 +346,101 @@ def quality_filter(
     broad = ~(linewidth(spectra, peak)/spectra.acquisition.spectrometer_frequency <= max_linewidth)
     codes = ['empty' if e else 'low_snr' if l else 'broad' if b else 'ok' for e, l, b in zip(empty.tolist(), low.tolist(), broad.tolist())]
     return ~(empty | low | broad), codes
+
+# %% ../nbs/13_preprocess.ipynb #f5e8aa68
+@dataclass
+class Cohort:
+    "Prepared spectra, and a row for each on how it came out."
+    spectra: Spectra  # all B
+    table: pd.DataFrame  # spectrum, status, snr, linewidth_hz, likeness, shift_hz, phase_degrees, scale (what the spectrum was divided by)
+
+    @property
+    def good(self): return torch.from_numpy((self.table.status == 'ok').to_numpy().copy())  # mask [B]
+
+    def used(self):
+        "The `Spectra` good enough to learn from. Raises `InputError` when fewer than two are"
+        if self.good.sum() < 2: raise InputError(f'Only {int(self.good.sum())} of {len(self.spectra)} spectra are good enough to learn from ({self.counts()}); ask less of them, or look at what is wrong.')
+        return self.spectra[self.good]
+
+    def counts(self):
+        "How many were left out, and why"
+        return ', '.join(f'{n} {k}' for k, n in Counter(self.table.status).most_common() if k != 'ok') or 'none'
+
+
+def likeness(
+    spectra,  # aligned `Spectra` [B]
+    good,  # mask [B] of those that make the median
+    window=(4.1, 0.5),  # ppm
+):
+    "Correlation [B] of each magnitude spectrum with the median of the good ones, all 15 1/s broader; nan without any"
+    acq = spectra.acquisition
+    ppm, t = acq.ppm_axis(spectra.fids.device), acq.time_axis(spectra.fids.device)
+    inside = (ppm > min(window)) & (ppm < max(window))
+    x = _in_parts(lambda fids: fid_to_spectrum(fids*torch.exp(-15*t))[:, inside].abs(), spectra.fids).double()
+    x = x - x.mean(-1, keepdim=True)
+    x = x/x.norm(dim=-1, keepdim=True).clamp_min(1e-300)
+    if not good.any(): return torch.full((len(x),), math.nan, dtype=x.dtype)
+    middle = x[good].median(0).values
+    return x @ (middle - middle.mean())/(middle - middle.mean()).norm().clamp_min(1e-300)
+
+# %% ../nbs/13_preprocess.ipynb #c7a490ce
+def prepare_cohort(
+    spectra,  # `Spectra` [B] as measured
+    basis,  # upright `Basis`
+    reference=None,  # `Spectra` of the unsuppressed water, [1] or [B]
+    water=True, water_band=(4.2, 5.1), components=32,  # remove residual water, see `remove_water`
+    aligned=True, phased=True,  # move onto the basis, take the phase off
+    min_snr=5., max_linewidth=0.15, min_likeness=0.6,  # of NAA; ppm; correlation with the median. None: no such limit
+    size=1.,  # the tallest magnitude between 0.2 and 4.2 ppm that all get
+):
+    "A `Cohort`: water removed, aligned, phased, of one size, each spectrum judged as 'ok', 'empty', 'low_snr', 'broad' or 'odd'"
+    basis = match_basis(basis, spectra.acquisition)
+    if reference is not None: spectra = correct_eddy_currents(spectra, reference)
+    if water: spectra = remove_water(spectra, water_band, components)
+    zero = torch.zeros(len(spectra), dtype=torch.float64)
+    spectra, shift = align(spectra, basis) if aligned else (spectra, zero)
+    spectra, turn = phase(spectra, basis) if phased else (spectra, zero)
+    spectra, scale = normalise(spectra)
+    fids, scale = spectra.fids*size, scale/size
+    _, codes = quality_filter(spectra, min_snr or -math.inf, max_linewidth or math.inf)
+    if not max_linewidth: codes = ['ok' if c == 'broad' else c for c in codes]
+    alike = likeness(spectra, torch.tensor([c == 'ok' for c in codes]))
+    codes = ['odd' if c == 'ok' and min_likeness and not a >= min_likeness else c for c, a in zip(codes, alike.tolist())]
+    table = pd.DataFrame({'spectrum': spectra.names, 'status': codes, 'snr': snr(spectra), 'linewidth_hz': linewidth(spectra), 'likeness': alike, 'shift_hz': shift, 'phase_degrees': turn.rad2deg(), 'scale': scale})
+    out = Cohort(spectra.replace(fids), table)
+    out.spectra.notes.append(f'{int(out.good.sum())} of {len(spectra)} spectra are good enough to learn from; left out: {out.counts()}.')
+    return out
+
+# %% ../nbs/13_preprocess.ipynb #97c3e399
+class Augmented(Spectra):
+    "`Spectra` that training shows changed, anew for each batch; each range is drawn from evenly."
+
+    def __init__(self,
+        spectra,  # prepared `Spectra` [B]
+        shift=3.,  # Hz, ± this
+        phase=0.15,  # rad, ± this
+        amplitude=0.1,  # times 1 ± this
+        damping=5.,  # 1/s, 0 to this
+        noise=0.,  # sd per real number, as a share of the largest point of the FID
+        share=1.,  # of the spectra that are changed, the others come as they are
+    ):
+        super().__init__(spectra.fids, acquisition=spectra.acquisition, names=spectra.names, shape=spectra.shape, affine=spectra.affine, source=spectra.source, notes=spectra.notes)
+        if not 0 <= amplitude < 1 or not 0 <= share <= 1 or min(shift, phase, damping, noise) < 0: raise InputError('Augmentation: no number may be negative; the amplitude must be below 1, the share at most 1.')
+        self.ranges = dict(shift=shift, phase=phase, amplitude=amplitude, damping=damping, noise=noise, share=share)
+        self.notes.append(f'Training draws changed copies anew for each batch: shift ±{shift:g} Hz, phase ±{phase:g} rad, amplitude ±{amplitude:.0%}, damping up to {damping:g} 1/s, noise {noise:g} of the largest point' + (f'; {1 - share:.0%} stay as they are.' if share < 1 else '.'))
+
+    def change(self,
+        fids,  # FIDs [B, N], of the same dwell time
+        sd,  # their noise sd per real number [B]
+        generator,  # a `torch.Generator` on their device
+    ):
+        "(changed FIDs [B, N], their noise sd [B])"
+        r, n = self.ranges, len(fids)
+        t = torch.arange(fids.shape[-1], device=fids.device)*self.acquisition.dwell_time
+        u = 2*torch.rand(n, 5, generator=generator, device=fids.device) - 1
+        on = ((u[:, 4] + 1)/2 < r['share']).float()
+        f, phi, a, d = r['shift']*u[:, :1], r['phase']*u[:, 1:2], 1 + r['amplitude']*on*u[:, 2], r['damping']*(u[:, 3:4] + 1)/2
+        more = r['noise']*on*fids.abs().amax(-1)
+        out = fids*a[:, None]*torch.exp(on[:, None]*(torch.complex(-d*t, phi + 2*math.pi*f*t)))
+        if r['noise']: out = out + more[:, None]*torch.view_as_complex(torch.randn(*fids.shape, 2, generator=generator, device=fids.device))
+        return out, ((a*sd)**2 + more**2).sqrt()
