@@ -201,7 +201,7 @@ def power(fids, points):
 
 # %% ../nbs/40_training.ipynb #4633cb86
 class Measured:
-    "Draws from measured FIDs; every tenth is held out."
+    "Draws from measured FIDs, changed anew each time if they are `Augmented`; every tenth is held out, and never changed."
 
     def __init__(self,
         spectra,  # `Spectra` [B]
@@ -214,7 +214,7 @@ class Measured:
         order = torch.randperm(len(fids), generator=torch.Generator().manual_seed(seed))
         out = max(len(fids)//10, 1)
         self.seen, self.kept, self.points, self.known, self.held, self.size = fids[order[out:]], fids[order[:out]], points, False, out, len(fids) - out
-        self.noise, self.kept_noise = sd[order[out:]], sd[order[:out]]
+        self.noise, self.kept_noise, self.change = sd[order[out:]], sd[order[:out]], getattr(spectra, 'change', None)
 
     def to(self, device):
         for k in ('seen', 'kept', 'noise', 'kept_noise'): setattr(self, k, getattr(self, k).to(device))
@@ -224,8 +224,9 @@ class Measured:
         "(fids [n, N], variance [n], None, noise variance [n]); `held` is the first of the held-out ones, None to draw from the others"
         if held is None: rows, data, sd = torch.randint(len(self.seen), (n,), generator=generator, device=generator.device), self.seen, self.noise
         else: rows, data, sd = slice(held, held + n), self.kept, self.kept_noise
-        fids = data[rows]
-        return fids, power(fids, self.points), None, sd[rows]**2
+        fids, sd = data[rows], sd[rows]
+        if held is None and self.change is not None: fids, sd = self.change(fids, sd, generator)
+        return fids, power(fids, self.points), None, sd**2
 
 # %% ../nbs/40_training.ipynb #646c7c32
 @dataclasses.dataclass
