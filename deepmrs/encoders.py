@@ -92,7 +92,7 @@ def draw_encoder(
     if layout is not None: rows += [dict(text=[k.replace('_', ' ') for k in layout.blocks], kind='parameters', shape=f'{layout.size}'), dict(text='decoder, with the basis set', kind='data')]
     if title is None and whole:
         weights, gflop = encoder_size(encoder, shape[1])
-        title = f'{name}: {weights:,} weights, {gflop:.2g} GFLOP'
+        title = f'{name}: {weights:,} weights, ' + (f'{gflop:.2g} GFLOP' if gflop > .1 else f'{1e3*gflop:.2g} MFLOP')
     return plot_layers(rows, ax, title or name)
 
 # %% ../nbs/30_encoders.ipynb #5dd4e595

@@ -138,7 +138,7 @@ def plot_fit(
     both = np.maximum(data, fit)
     lift = (both - residual).max() + .06*np.ptp(both)  # zero line of the residual
     floor = np.minimum(np.minimum(data, fit), 0 if baseline is None else np.minimum(baseline, 0))
-    at, font, line = _pack(np.array(rows).reshape(len(rows), -1), floor, (lift + residual).max(), inches, font, len(rows) + 6)
+    at, font, line = _pack(np.array(rows).reshape(len(rows), len(ppm)), floor, (lift + residual).max(), inches, font, len(rows) + 6)
     ax.axhline(lift, color='0.8', lw=.5); ax.plot(ppm, lift + residual, color=GREY, lw=.7); _name(ax, lift, 'residual', GREY, font)
     ax.plot(ppm, data, color=INK, lw=.8); ax.plot(ppm, fit, color=FIT, lw=1.)
     if baseline is not None: ax.plot(ppm, baseline, color=BASE, lw=1.); _name(ax, 0, 'baseline', BASE, font)
