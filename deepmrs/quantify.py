@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LONGEST', 'MOST', 'METHODS', 'total_weights', 'weighted', 'ratio', 'Result', 'to_frame', 'quality', 'spectrum',
-           'plot', 'prepare', 'usable', 'judged', 'look_at', 'covered', 'shorten', 'scatter_fit', 'estimate',
-           'quantify', 'describe_settings', 'writable_folder', 'save']
+           'plot', 'prepare', 'usable', 'judged', 'look_at', 'covered', 'shorten', 'scatter_fit', 'trust_notes',
+           'estimate', 'estimate_and_trust', 'quantify', 'describe_settings', 'writable_folder', 'save']
 
 # %% ../nbs/60_quantify.ipynb #0dc95518
 import datetime
@@ -23,6 +23,7 @@ import torch
 from .basis import Basis, match_basis, upright
 from .core import TOTALS, InputError, as_complex, canonical_name, fid_to_spectrum
 from .fitting import Fit, fit
+from .trust import FAR, Trust, hybrid_fit, network_fit
 from .model import Preset, get_preset, make_decoder
 from .plot import plot_fit
 from .preprocess import align, correct_eddy_currents, linewidth, phase, remove_water, snr
@@ -76,9 +77,10 @@ class Result:
         notes=(),  # sentences on what was done
         reasons=None,  # a reason code for each spectrum, 'ok' if quantified
         window=None,  # (low, high) ppm that was fitted, or None: time domain
+        trust=None,  # `Trust` in the network's answers, None without a network
     ):
         self.spectra, self.decoder, self.fit, self.method, self.settings = spectra, decoder, fitted, method, settings
-        self.notes, self.window = list(notes), window
+        self.notes, self.window, self.trust = list(notes), window, trust
         self.reasons = ['ok']*len(spectra) if reasons is None else list(reasons)
 
     def __len__(self): return len(self.spectra)
@@ -155,6 +157,10 @@ def quality(result):
                             'first_order_phase': ('first_order_phase_s', 1.)}.items():
         if k in result.decoder.layout: frame[name] = (result.parameter(k)[:, 0]*unit).cpu().numpy()
     frame['noise_sd'], frame['steps'], frame['converged'] = f.noise.cpu().numpy(), f.steps.cpu().numpy(), f.converged.cpu().numpy()
+    if f.stiffness is not None: frame['baseline_per_ppm'] = f.stiffness.cpu().numpy()
+    if result.trust is not None:
+        frame['network_distance'], frame['network_flagged'] = result.trust.distance.numpy(), result.trust.flagged.numpy()
+        if result.method == 'hybrid': frame['refitted'] = result.trust.refitted.numpy()
     frame['status'] = result.reasons
     return frame
 
@@ -281,6 +287,14 @@ def scatter_fit(
         return out
     return Fit(*(put(getattr(fitted, k), False if k == 'converged' else 0 if k == 'steps' else math.nan) for k in Fit.__dataclass_fields__))
 
+
+def trust_notes(trust, method):
+    "Sentences on spectra that the network does not know"
+    far, again = int(trust.flagged.sum()), int(trust.refitted.sum())
+    if method == 'network':
+        return [f'In {far} of {len(trust.distance)} spectra the network\'s amounts lie more than {FAR:g} error bars from where a fit would go (network_flagged in the quality table); use method hybrid for those.'] if far else []
+    return [f'{again} of {len(trust.distance)} spectra are unlike what the network knows; they were fitted from a start of their own, too, and the better fit was kept (refitted in the quality table).'] if again else []
+
 # %% ../nbs/60_quantify.ipynb #3e50e0cb
 METHODS = ('fit', 'network', 'hybrid')
 
@@ -294,10 +308,18 @@ def estimate(
     progress=None,  # called with the number of spectra done
 ):
     "A `Fit` by one of the three methods"
-    if method == 'fit': return fit(decoder, fids, window=window, progress=progress)
+    return estimate_and_trust(decoder, fids, method, window, model, progress, look=False)[0]
+
+
+def estimate_and_trust(decoder, fids, method, window=None, model=None, progress=None,
+    look=True,  # for method network: forecast how far off its answers are?
+):
+    "(`Fit`, `Trust` in the network's answers or None), as for `estimate`"
+    if method == 'fit': return fit(decoder, fids, window=window, progress=progress), None
     start = model(fids)
-    if method == 'hybrid': return fit(decoder, fids, start=start, window=window, progress=progress)
-    return fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress)
+    if method == 'hybrid': return hybrid_fit(decoder, fids, start, getattr(getattr(model, 'head', None), 'sd', None), window, progress)
+    if look: return network_fit(decoder, fids, start, window, progress)
+    return fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress), None
 
 # %% ../nbs/60_quantify.ipynb #b11a9929
 def quantify(
@@ -332,17 +354,21 @@ def quantify(
     ready = spectra if ok.all() else spectra[ok]
     ready = prepare(ready, basis, used, water if water is None or len(water) == 1 or ok.all() else water[ok])
     if not used.align: notes += look_at(ready, basis)
-    fitted = estimate(decoder.to(device), ready.fids.to(device), method, used.window, model if model is None else model.to(device), progress)
-    fitted, decoder = Fit(*(v.cpu() if v is not None else None for v in (getattr(fitted, k) for k in Fit.__dataclass_fields__))), decoder.cpu()
+    fitted, trust = estimate_and_trust(decoder.to(device), ready.fids.to(device), method, used.window, model if model is None else model.to(device), progress)
+    fitted, decoder = fitted.each(torch.Tensor.cpu), decoder.cpu()
+    if trust is not None:
+        trust = Trust(trust.distance.cpu(), trust.refitted.cpu())
+        notes += trust_notes(trust, method)
     if not ok.all():
         fids = torch.zeros(len(spectra), ready.fids.shape[-1], dtype=ready.fids.dtype)
         fids[ok] = ready.fids
         ready, fitted = spectra.replace(fids, notes=ready.notes), scatter_fit(fitted, ok)
+        if trust is not None: trust = Trust(*(torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v) for v in (trust.distance, trust.refitted)))
         notes.append(f'{int((~ok).sum())} of {len(spectra)} spectra hold only zeros; they are NaN in the table.')
     reasons = judged(reasons, fitted, method, len(decoder.signals[0].names))
     if method == 'network': notes.append('The errors are Cramér-Rao bounds at the estimate of the network; its own error is larger. Method hybrid gives errors that hold.')
     settings = describe_settings(spectra, basis, used, method, model, device)
-    return Result(ready, decoder, fitted, method, settings, ready.notes + notes, reasons, used.window)
+    return Result(ready, decoder, fitted, method, settings, ready.notes + notes, reasons, used.window, trust)
 
 # %% ../nbs/60_quantify.ipynb #7a959c36
 def _loaded(x, kind):
