@@ -15,7 +15,7 @@ from deepmrs.core import Acquisition, InputError, Spectra
 from deepmrs.fitting import fit
 from deepmrs.model import make_decoder
 from deepmrs.simulate import Simulator
-from deepmrs.training import Settings, build_model, get_priors, load_model, mixed_seed, read_log, shortened, train, train_from_config
+from deepmrs.training import Ensemble, Settings, build_model, correlation, get_priors, load_model, mixed_seed, read_log, shortened, train, train_from_config
 import deepmrs.training as training
 
 ACQ = Acquisition(5e-4, 123.2, 512, echo_time=0.03)
@@ -321,3 +321,121 @@ def simulated_with(model, amount, n=100):
     "FIDs with this amount of each line"
     sim = Simulator(model.decoder, get_priors(REG['priors'] | {'macromolecules': [[amount]*18, [amount]*18]}, model.decoder), 2.)
     return sim(n, torch.Generator().manual_seed(0)).fids
+
+
+@pytest.fixture(scope='module')
+def unsure():
+    "Two networks that state their error, on spectra of all qualities"
+    return [quick(uncertainty=True, noise_sd=(.5, 20.), max_epochs=8, spectra_per_epoch=6400, seed=i) for i in range(2)]
+
+
+def of_all_qualities(model, n=3000): return Simulator(model.decoder, get_priors(PRIORS, model.decoder), (.5, 20.))(n, torch.Generator().manual_seed(3))
+
+
+def test_a_network_knows_its_error(unsure):
+    model = unsure[0]
+    b, P = of_all_qualities(model), model.layout.size
+    s = model.uncertainty(b.fids)
+    z = (model(b.fids) - b.params)/s
+    assert model.outputs == 3*P == model.encoder.out.out_features and s.shape == (3000, P) and (s > 0).all()
+    assert (z.square().mean(0).sqrt() - 1).abs().max() < .12
+    for good in (b.noise_sd < 2, b.noise_sd > 10): assert (z[good].square().mean(0).sqrt() - 1).abs().max() < .45  # not on average only
+    assert (s[b.noise_sd > 10].median(0).values > 1.5*s[b.noise_sd < 2].median(0).values).all()
+    assert torch.allclose(model.uncertainty(1e5*b.fids)/torch.where(model.linear, 1e5, 1.), s, rtol=2e-3)
+
+
+def test_a_mixture_of_members(unsure, tmp_path):
+    pair, b = Ensemble(unsure), of_all_qualities(unsure[0], 200)
+    means, sds = (torch.stack([f(m) for m in unsure]) for f in (lambda m: m(b.fids), lambda m: m.uncertainty(b.fids)))
+    draws = means[:, 0] + sds[:, 0]*torch.randn(100_000, 2, means.shape[-1], generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(pair(b.fids), means.mean(0)) and torch.allclose(pair.uncertainty(b.fids)[0], draws.flatten(0, 1).std(0), rtol=.02)
+    assert torch.allclose(pair.spread(b.fids), (means[0] - means[1]).abs()/2**.5, rtol=1e-3, atol=1e-4)
+    pair.save(tmp_path)
+    again = load_model(tmp_path)
+    assert isinstance(again, Ensemble) and len(again) == 2 and torch.equal(again.uncertainty(b.fids), pair.uncertainty(b.fids)) and again.names == unsure[0].names
+    assert again.check_data(Spectra(b.fids, acquisition=ACQ)) is not None and again.decoder_for(ACQ) is again.decoder and again.to('cpu').device.type == 'cpu'
+    with pytest.raises(InputError, match='256|reads'): pair(b.fids[:, :100])
+
+
+def test_ensembles_that_cannot_be(unsure):
+    plain = quick()
+    with pytest.raises(InputError, match='at least one'): Ensemble([])
+    with pytest.raises(InputError, match='same parameters'): Ensemble([plain, quick(**REG)])
+    mixed = Ensemble([plain, unsure[0]])
+    assert not mixed.uncertain and mixed(simulated(plain).fids).isfinite().all()
+    with pytest.raises(InputError, match='uncertainty=True'): mixed.uncertainty(simulated(plain).fids)
+
+
+def test_errors_of_sums(unsure):
+    "Its covariance: stated sds, correlations found in training; a sum's error is right on average"
+    for model in (unsure[0], Ensemble(unsure)):
+        b = of_all_qualities(model)
+        C, e = model.covariance(b.fids), (model(b.fids) - b.params).double()
+        assert torch.allclose(C.diagonal(dim1=-2, dim2=-1).sqrt().float(), model.uncertainty(b.fids), rtol=1e-4) and torch.linalg.eigvalsh(C[:100]).min() > 0
+        for w in ([1., 1., 1., 0., 0., 0.], [1., -1., 0., 0., 0., 0.], [1., 0., 0., 0., -.3, 0.]):
+            w = torch.tensor(w, dtype=torch.float64)
+            assert abs(float(((e @ w)/torch.einsum('i,bij,j->b', w, C, w).sqrt()).square().mean().sqrt()) - 1) < .2
+
+
+def test_errors_of_its_own_in_a_fit(unsure):
+    "with_own_errors replaces the covariance only"
+    model = unsure[0]
+    b = of_all_qualities(model, 50)
+    fisher = fit(model.decoder, b.fids, start=model(b.fids), max_steps=0)
+    own = model.with_own_errors(b.fids, fisher)
+    assert torch.allclose(own.sd.float(), model.uncertainty(b.fids), rtol=1e-4) and torch.equal(own.params, fisher.params) and not torch.allclose(own.sd, fisher.sd, rtol=.1)
+    assert model.covariance(b.fids[:0]).shape == (0, 6, 6)
+
+
+def test_correlations():
+    z = torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0)) @ torch.tensor([[1., .8], [0., .6]])
+    R = correlation(z.T @ z, torch.tensor([True, False, True]))
+    assert torch.allclose(R, torch.tensor([[1., 0., .8], [0., 1., 0.], [.8, 0., 1.]]), atol=.02)
+    assert torch.linalg.eigvalsh(correlation(z[:1].T @ z[:1], torch.tensor([True, True]))).min() > 0  # even from one spectrum
+
+
+def test_uncertainty_is_saved_logged_and_refused(tmp_path):
+    model = quick(uncertainty=True, residual_weight=0., out=tmp_path, **REG)  # both extras at once
+    b, log = simulated_with(model, .5), read_log(tmp_path)
+    again = load_model(tmp_path)
+    assert again.extras == ('truncation', 'sd') and torch.equal(again.correlation, model.correlation) and not torch.equal(model.correlation, torch.eye(len(model.correlation))) and torch.equal(again.uncertainty(b), model.uncertainty(b)) and torch.equal(again.truncation(b), model.truncation(b))
+    assert log.error_over_sd.dropna().between(.1, 10).all() and again.card['training']['uncertainty'] is True
+    with pytest.raises(InputError, match='uncertainty=True'): quick().uncertainty(b)
+    with pytest.raises(InputError, match='needs the truth'): train(toy(), Spectra(b, acquisition=ACQ.replace(points=256)), **{**TINY, 'priors': PRIORS, 'uncertainty': True})
+
+
+def test_fixed_parameters_have_no_error():
+    fixed = {k: v for k, v in PRIORS.items() if k != 'phase'}
+    model = quick(uncertainty=True, priors=fixed)
+    assert (model.uncertainty(simulated(model).fids)[:, -1] == 0).all() and model.uncertainty(simulated(model).fids)[:, :-1].min() > 0
+
+
+def test_models_of_earlier_versions_load(tmp_path):
+    "Cards that say `truncates`, or nothing of extras"
+    for extra, model in ((('truncation',), quick(**REG)), ((), quick())):
+        _, card = model.save(tmp_path/f'm{len(extra)}')
+        about = json.loads(card.read_text())
+        del about['extras']
+        card.write_text(json.dumps(about | ({'truncates': True} if extra else {})))
+        again = load_model(tmp_path/f'm{len(extra)}')
+        assert again.extras == extra and same(state(again), state(model))
+
+
+def test_learning_rate_is_logged(tmp_path):
+    quick(out=tmp_path, max_epochs=4, learning_rate=1e-2)
+    rate = read_log(tmp_path).learning_rate.dropna()
+    assert rate.iloc[0] == pytest.approx(1e-2, rel=.3) and rate.iloc[-1] < .2*rate.iloc[0] and len(rate) == 8
+
+
+def test_start_from(trained, tmp_path):
+    model, out = trained
+    b = simulated(model, 500)
+    still = train(toy(), start_from=model, **{**TINY, 'points': 999, 'priors': PRIORS, 'noise_sd': 2., 'max_epochs': 1, 'learning_rate': 1e-30, 'schedule': 'constant'})
+    assert torch.equal(still(b.fids), model(b.fids)) and still.points == 256 and still.card['training']['start_from'] == model.card['checksum']
+    grown = train(toy(), start_from=out, uncertainty=True, out=tmp_path, **{**TINY, 'priors': PRIORS, 'noise_sd': 2., 'max_epochs': 1, 'learning_rate': 1e-30, 'schedule': 'constant'})
+    assert torch.allclose(grown(b.fids), model(b.fids), rtol=1e-5, atol=1e-5) and grown.outputs == 3*model.outputs and load_model(tmp_path).uncertain
+    own = train(spectra=Spectra(b.fids, acquisition=ACQ), start_from=model, **{**TINY, 'max_epochs': 1, 'learning_rate': 1e-4})  # its decoder, too
+    loss = lambda m: float(torch.view_as_real(m.decoder(m(b.fids)) - b.fids).square().mean())
+    assert loss(own) < 1.1*loss(model) and not same(state(own), state(model))
+    with pytest.raises(InputError, match='other parameters'): train(toy().select(['NAA', 'Cr']), start_from=model, **TINY)
+    with pytest.raises(InputError, match='one of its members'): train(toy(), start_from=Ensemble([model]), **TINY)
