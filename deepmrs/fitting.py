@@ -34,7 +34,7 @@ def box_qp(
     H, g, low, high = s[:, :, None]*H*s[:, None, :], s*g, low/s, high/s
     H = H + 1e-9*torch.eye(P, dtype=H.dtype, device=H.device) + torch.diag_embed((diag <= 0).to(H.dtype))
     todo = torch.arange(len(H), device=H.device)
-    at = torch.zeros(g.shape, dtype=torch.int8, device=H.device)  # −1 at the lower bound, 0 free, 1 at the upper
+    at = ((high >= 0) & (high < 1e-12) & (g < 0)).to(torch.int8) - ((low <= 0) & (low > -1e-12) & (g > 0)).to(torch.int8)  # −1 at the lower bound, 0 free, 1 at the upper
     fewest, patience = torch.full((len(H),), P + 1, device=H.device), torch.full((len(H),), 3, device=H.device)
     out = torch.zeros_like(g)
     for _ in range(max_rounds):
@@ -133,28 +133,28 @@ def gram_table(decoder): return kept(decoder, '_gram', str(decoder.fids.device),
 def soft_rows(decoder): return kept(decoder, '_soft', str(decoder.fids.device), lambda: SoftRows(decoder.priors, decoder.layout, decoder.fids.device))
 
 
-def walker(decoder, keep):
-    "(decoder to walk with, its `keep`, projection or None, baseline solver or None), made once"
+def walker(decoder, keep, small=True):
+    "(decoder to walk with, cut down to the window if `small`, its `keep`, projection or None, baseline solver or None, real numbers that the baseline takes up), made once"
     def make():
-        d, k = reduced(decoder, keep) or (decoder, keep)
-        if decoder.baseline is None: return d, k, None, None
+        d, k = small and reduced(decoder, keep) or (decoder, keep)
+        if decoder.baseline is None: return d, k, None, None, 0.
         lean = copy.copy(d)
-        lean.__dict__.pop('_soft', None)
+        for name in ('_soft', '_walker', '_lean', '_variants'): lean.__dict__.pop(name, None)
         lean.baseline, lean.layout = None, Layout([b for n, b in d.layout.blocks.items() if n != 'baseline'])
         Z = decoder.splines[:, keep].double()
         solver = torch.linalg.solve(Z @ Z.T + decoder.baseline.penalty.to(Z), Z)
         value, vector = torch.linalg.eigh(torch.eye(len(keep)).to(Z) - Z.T @ solver)
-        return lean, k, ((vector*value.clamp_min(0).sqrt()) @ vector.T).float(), solver
-    return kept(decoder, '_walker', (str(decoder.fids.device), int(keep[0]), len(keep)), make)
+        return lean, k, ((vector*value.clamp_min(0).sqrt()) @ vector.T).float(), solver, 2*float((1 - value).sum())
+    return kept(decoder, '_walker' if small else '_lean', (str(decoder.fids.device), int(keep[0]), len(keep)), make)
 
 # %% ../nbs/50_fitting.ipynb #566b9ae8
-def light(problem):
-    "A copy of the problem to walk with: decoder cut down to the window, baseline projected out; or itself"
+def light(problem, small=True):
+    "A copy of the problem to walk with: decoder cut down to the window if `small`, baseline projected out; or itself"
     if problem.keep is None: return problem
-    decoder, keep, project, _ = walker(problem.decoder, problem.keep)
+    decoder, keep, project, _, taken = walker(problem.decoder, problem.keep, small)
     if decoder is problem.decoder: return problem
     other = copy.copy(problem)
-    other.decoder, other.keep, other.project = decoder, keep, project
+    other.decoder, other.keep, other.project, other.points = decoder, keep, project, problem.points - taken
     other.linear = problem.linear[:decoder.layout.size]
     if project is not None:
         other.data = torch.complex(problem.data.real @ project, problem.data.imag @ project)
@@ -165,8 +165,8 @@ def light(problem):
 def with_baseline(problem, walk, params):
     "Parameters [B, P] of the problem from those of its light copy: the best baseline put back"
     if walk.project is None: return params
-    decoder, keep, _, solver = walker(problem.decoder, problem.keep)
-    rest = problem.data - decoder.spectrum(params.float())[:, keep]
+    solver = walker(problem.decoder, problem.keep)[3]
+    rest = problem.data - walk.decoder.spectrum(params.float())[:, walk.keep]
     return torch.cat([params, rest.real.double() @ solver.T, rest.imag.double() @ solver.T], -1)
 
 # %% ../nbs/50_fitting.ipynb #66a9faf8
@@ -275,10 +275,10 @@ class Fit:
 
 
 def _chunk(problem):
-    "Spectra at a time: as many as keep the work arrays within the cache of a CPU or a share of a GPU"
+    "Spectra at a time: as many as keep the work arrays within the cache of a CPU or a quarter of a GPU's free memory"
     d = problem.decoder
     per = d.layout.size**2*8*6 if problem.table is not None else (d.linear + 8)*d.acquisition.points*8*4 + d.layout.size*problem.points*4*3
-    budget = 4e9 if problem.data.is_cuda else (48e6 if problem.table is not None else 256e6)
+    budget = torch.cuda.mem_get_info(problem.data.device)[0]/4 if problem.data.is_cuda else (48e6 if problem.table is not None else 256e6)
     return max(int(budget//per), 1)
 
 # %% ../nbs/50_fitting.ipynb #23e917b0
@@ -376,12 +376,10 @@ def crlb(
 # %% ../nbs/50_fitting.ipynb #2e608ccb
 def effective_parameters(
     H,  # Gauss-Newton matrices of the data alone [B, P, P]
-    full,  # the same with soft knowledge [B, P, P]
+    inverse,  # of the matrices with soft knowledge [B, P, P]
 ):
-    "How many parameters the data were asked for [B]: the trace of full⁻¹H"
-    s = full.diagonal(dim1=-2, dim2=-1).clamp_min(1e-300).rsqrt()
-    scaled = s[:, :, None]*full*s[:, None, :] + 1e-10*torch.eye(full.shape[-1]).to(full)
-    return torch.linalg.solve(scaled, s[:, :, None]*H*s[:, None, :]).diagonal(dim1=-2, dim2=-1).sum(-1)
+    "How many parameters the data were asked for [B]: the trace of inverse · H"
+    return torch.where(torch.isfinite(inverse), inverse*H, torch.zeros_like(H)).sum((-1, -2))
 
 # %% ../nbs/50_fitting.ipynb #0c3a2a7f
 def information(
@@ -399,7 +397,7 @@ def stiffness_variants(decoder):
         out = []
         for per_ppm in CANDIDATES:
             d = copy.copy(decoder)
-            for k in ('_walker', '_variants'): d.__dict__.pop(k, None)
+            for k in ('_walker', '_lean', '_variants'): d.__dict__.pop(k, None)
             d.baseline = decoder.baseline.at(per_ppm)
             out.append((per_ppm, d))
         return out
@@ -443,19 +441,23 @@ def _fit_auto(decoder, fids, start, window, tolerance, max_steps, progress):
 
 
 def _fit_chunk(problem, start, tolerance, max_steps, want_covariance):
+    rows, every, walked = torch.arange(len(problem.data), device=problem.data.device), problem.decoder.layout.size, 0
+    walk, lean = light(problem), light(problem, small=False)
+    x, size = coarse_start(problem, walk) if start is None else problem.from_units(start.double()), walk.decoder.layout.size
+    done = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    if max_steps > 0:
+        if walk is not problem: x, walked = gauss_newton(walk, x[:, :size], rows, 0.1, max_steps)[:2]
+        x, steps, done, c, H, full = gauss_newton(lean, x[:, :lean.decoder.layout.size], rows, tolerance, max_steps)
+        walked, variance = walked + steps, 2*c/max(lean.points - lean.decoder.layout.size, 1)
+    elif start is None: x = with_baseline(problem, walk, x)
+    if max_steps == 0 or lean is not problem:
+        if max_steps > 0: x = with_baseline(problem, lean, x)
+        c, _, H = problem.normal(x if problem.table is not None else x.float(), rows)
+        full = H + quadratic(problem, x, 2*c/max(problem.points - every, 1) if max_steps == 0 else variance)[0]
+    one = covariance(full, torch.ones_like(c))
+    variance = 2*c.clamp_min(1e-14*problem.energy)/(problem.points - effective_parameters(H, one))
+    u = torch.where(problem.linear, problem.scale[:, None].double(), torch.ones_like(x))
+    cov = variance[:, None, None]*u[:, :, None]*one*u[:, None, :] if want_covariance else None
     lay = problem.decoder.layout
-    rows, walk, walked = torch.arange(len(problem.data), device=problem.data.device), light(problem), 0
-    x0 = coarse_start(problem, walk) if start is None else problem.from_units(start.double())
-    if walk is not problem and max_steps > 0:
-        x0, walked = gauss_newton(walk, x0[:, :walk.decoder.layout.size], rows, 0.1, max_steps)[:2]
-        x0 = with_baseline(problem, walk, x0)
-    x, steps, done, c, H, full = gauss_newton(problem, x0, rows, tolerance, max_steps)
-    steps = steps + walked
-    used = lay.size if full is H else effective_parameters(H, full)
-    variance = 2*c.clamp_min(1e-14*problem.energy)/(problem.points - used)
-    cov = None
-    if want_covariance:
-        u = torch.where(problem.linear, problem.scale[:, None].double(), torch.ones_like(x))
-        cov = u[:, :, None]*covariance(full, variance)*u[:, None, :]
     if 'phase' in lay: x[:, lay.slices['phase']] = torch.remainder(x[:, lay.slices['phase']] + math.pi, 2*math.pi) - math.pi
-    return problem.to_units(x), cov, variance.sqrt()*problem.scale.double(), c*problem.scale.double()**2, steps, done
+    return problem.to_units(x), cov, variance.sqrt()*problem.scale.double(), c*problem.scale.double()**2, walked + torch.zeros_like(rows), done
