@@ -467,10 +467,11 @@ def normal_equations(
     table=None,  # a `GramTable` for the bare model: the fast path
     energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
     project=None,  # real [n, n]: residual and Jacobian are multiplied by it; the data must have been
+    small=None,  # (`Decoder`, `keep`) from `reduced`: the Jacobian is taken from it, the residual stays that of `decoder`
 ):
     "(cost [B], gradient [B, P], Gauss-Newton matrix [B, P, P]), float64, of half the squared residual"
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
-    model, J = jacobian(decoder, params, keep)
+    model, J = jacobian(decoder, params, keep) if small is None else (decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1])[1])
     if project is None: J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
     else:
         J = torch.cat([J.real @ project, J.imag @ project], -1)
