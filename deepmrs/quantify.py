@@ -292,7 +292,7 @@ def trust_notes(trust, method):
     "Sentences on spectra that the network does not know"
     far, again = int(trust.flagged.sum()), int(trust.refitted.sum())
     if method == 'network':
-        return [f'In {far} of {len(trust.distance)} spectra the network\'s amounts lie more than {FAR:g} error bars from where a fit would go (network_flagged in the quality table); use method hybrid for those.'] if far else []
+        return [f'In {far} of {len(trust.distance)} spectra the network\'s amounts lie about {FAR:g} error bars or more from where a fit would go (network_flagged in the quality table); use method hybrid for those.'] if far else []
     return [f'{again} of {len(trust.distance)} spectra are unlike what the network knows; they were fitted from a start of their own, too, and the better fit was kept (refitted in the quality table).'] if again else []
 
 # %% ../nbs/60_quantify.ipynb #3e50e0cb
@@ -357,13 +357,13 @@ def quantify(
     fitted, trust = estimate_and_trust(decoder.to(device), ready.fids.to(device), method, used.window, model if model is None else model.to(device), progress)
     fitted, decoder = fitted.each(torch.Tensor.cpu), decoder.cpu()
     if trust is not None:
-        trust = Trust(trust.distance.cpu(), trust.refitted.cpu())
+        trust = Trust(trust.distance.cpu(), trust.refitted.cpu(), trust.limit)
         notes += trust_notes(trust, method)
     if not ok.all():
         fids = torch.zeros(len(spectra), ready.fids.shape[-1], dtype=ready.fids.dtype)
         fids[ok] = ready.fids
         ready, fitted = spectra.replace(fids, notes=ready.notes), scatter_fit(fitted, ok)
-        if trust is not None: trust = Trust(*(torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v) for v in (trust.distance, trust.refitted)))
+        if trust is not None: trust = Trust(*(torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v) for v in (trust.distance, trust.refitted)), trust.limit)
         notes.append(f'{int((~ok).sum())} of {len(spectra)} spectra hold only zeros; they are NaN in the table.')
     reasons = judged(reasons, fitted, method, len(decoder.signals[0].names))
     if method == 'network': notes.append('The errors are Cramér-Rao bounds at the estimate of the network; its own error is larger. Method hybrid gives errors that hold.')
