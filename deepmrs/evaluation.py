@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'COMBINED', 'COLOURS', 'error_measures', 'metrics', 'combination_weights', 'combine', 'Trial', 'answer',
-           'trials', 'judge', 'study', 'headline', 'plot_true_estimated', 'plot_by_method', 'plot_coverage',
-           'error_against', 'peak_snr', 'monte_carlo', 'agreement', 'plot_agreement']
+           'trials', 'Amounts', 'amounts', 'judge', 'study', 'headline', 'plot_true_estimated', 'plot_by_method',
+           'plot_coverage', 'error_against', 'peak_snr', 'monte_carlo', 'agreement', 'plot_agreement']
 
 # %% ../nbs/61_evaluation.ipynb #1780f696
 import dataclasses
@@ -151,19 +151,38 @@ def trials(
             yield Trial(method, float(sd), decoder, batch.params, out, unit*sd**2, sim.moments()[1], seconds)
 
 
+@dataclasses.dataclass
+class Amounts:
+    "The R amounts of a `Trial`: metabolites, macromolecules and combinations."
+    names: list  # R
+    kinds: list  # 'metabolite', 'macromolecule' or 'combined'
+    truth: torch.Tensor  # [B, R]
+    value: torch.Tensor  # [B, R] what the method says
+    sd: torch.Tensor  # [B, R] and how sure it is
+    bound: torch.Tensor  # [B, R] Cramér-Rao bound, as a standard deviation
+    prior_sd: torch.Tensor  # [R]
+
+
+def amounts(
+    trial,  # a `Trial`
+):
+    "The `Amounts` of a trial; the errors of combinations come from the covariance"
+    K, names = trial.decoder.linear, list(trial.decoder.names)
+    M, combos = len(trial.decoder.signals[0].names), combination_weights(names)
+    W = [*torch.eye(K, dtype=torch.float64), *combos.values()]
+    kinds = ['metabolite']*M + ['macromolecule']*(K - M) + ['combined']*len(combos)
+    truth, bound = combine(trial.truth[:, :K], W, trial.bound)
+    value, sd = combine(trial.fit.params[:, :K], W, trial.fit.covariance[:, :K, :K])
+    return Amounts(names + list(combos), kinds, truth, value, sd, bound, (torch.stack(W).square() @ trial.prior_sd[:K].double().cpu().square()).sqrt())
+
+
 def judge(
     trial,  # a `Trial`
 ):
     "One row an amount: metabolites, macromolecules and combinations, with all measures of `metrics`"
-    K, names = trial.decoder.linear, list(trial.decoder.names)
-    M = len(trial.decoder.signals[0].names)
-    combos = combination_weights(names)
-    W = [*torch.eye(K, dtype=torch.float64), *combos.values()]
-    truth, bound = combine(trial.truth[:, :K], W, trial.bound)
-    value, sd = combine(trial.fit.params[:, :K], W, trial.fit.covariance[:, :K, :K])
-    spread = (torch.stack(W) @ torch.diag(trial.prior_sd[:K].double()**2) @ torch.stack(W).T).diagonal().sqrt()
-    frame = metrics(truth, value, names + list(combos), sd, bound, spread)
-    frame.insert(0, 'kind', ['metabolite']*M + ['macromolecule']*(K - M) + ['combined']*len(combos))
+    a = amounts(trial)
+    frame = metrics(a.truth, a.value, a.names, a.sd, a.bound, a.prior_sd)
+    frame.insert(0, 'kind', a.kinds)
     frame.insert(0, 'noise_sd', trial.noise_sd); frame.insert(0, 'method', trial.method)
     return frame.assign(converged=np.nan if trial.method == 'network' else float(trial.fit.converged.double().mean()), seconds=trial.seconds)
 
