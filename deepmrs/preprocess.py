@@ -354,6 +354,10 @@ class Cohort:
     spectra: Spectra  # all B
     table: pd.DataFrame  # spectrum, status, snr, linewidth_hz, likeness, shift_hz, phase_degrees, scale (what the spectrum was divided by)
 
+    def __len__(self): return len(self.spectra)
+
+    def __getitem__(self, rows): return Cohort(self.spectra[rows], self.table.iloc[rows].reset_index(drop=True))  # a slice of them
+
     @property
     def good(self): return torch.from_numpy((self.table.status == 'ok').to_numpy().copy())  # mask [B]
 
@@ -406,7 +410,8 @@ def prepare_cohort(
     if not max_linewidth: codes = ['ok' if c == 'broad' else c for c in codes]
     alike = likeness(spectra, torch.tensor([c == 'ok' for c in codes]))
     codes = ['odd' if c == 'ok' and min_likeness and not a >= min_likeness else c for c, a in zip(codes, alike.tolist())]
-    table = pd.DataFrame({'spectrum': spectra.names, 'status': codes, 'snr': snr(spectra), 'linewidth_hz': linewidth(spectra), 'likeness': alike, 'shift_hz': shift, 'phase_degrees': turn.rad2deg(), 'scale': scale})
+    numbers = {'snr': snr(spectra), 'linewidth_hz': linewidth(spectra), 'likeness': alike, 'shift_hz': shift, 'phase_degrees': turn.rad2deg(), 'scale': scale}
+    table = pd.DataFrame({'spectrum': spectra.names, 'status': codes} | {k: v.cpu().numpy() for k, v in numbers.items()})
     out = Cohort(spectra.replace(fids), table)
     out.spectra.notes.append(f'{int(out.good.sum())} of {len(spectra)} spectra are good enough to learn from; left out: {out.counts()}.')
     return out

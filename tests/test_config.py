@@ -18,13 +18,15 @@ SLIPS = [
     ({'batch_size': '64'}, '"batch_size" must be a whole number, not "64"'), ({'batch_size': True}, '"batch_size" must be a whole number'), ({'batch_size': 0}, '"batch_size" must be above 0'),
     ({'batch_size': None}, '"batch_size" must be a whole number, not null'), ({'max_epochs': 2.5}, '"max_epochs" must be a whole number'), ({'learning_rate': 'fast'}, '"learning_rate" must be a number'),
     ({'learning_rate': 0.}, 'above 0'), ({'learning_rate': 5.}, 'below 1'), ({'points': 4}, 'at least 8'), ({'patience': -1}, '"patience"'), ({'out': 3}, '"out" must be text in quotes'),
-    ({'progress': 'yes'}, '"progress" must be true or false'), ({'data': 'a.nii'}, '"data" must be a list'), ({'data': [1]}, 'must be text'), ({'preset': 'brain'}, '"preset" must be "none" or "brain-3t"'),
+    ({'progress': 'yes'}, '"progress" must be true or false'), ({'data': 'a.nii'}, '"data" must be a list'), ({'data': [1]}, 'must be text'), ({'preset': 'brain'}, '"preset" must be "none", "brain-3t"'),
     ({'macromolecules': 'clasical'}, 'did you mean "classical"'), ({'baseline': 'stif'}, '"baseline" must be off'), ({'baseline': -2}, '"baseline" must be off'), ({'baseline': True}, '"baseline"'),
     ({'priors': 3}, '"priors" must be'), ({'priors': {'shift': [1]}}, 'A prior is'), ({'priors': {'from': 'brian'}}, '"priors" must be'), ({'noise_sd': -1}, '"noise_sd" must be'),
     ({'noise_sd': [1, 2, 3]}, '"noise_sd" must be'), ({'noise': 'pink'}, '"noise" must be'), ({'encoder': 'cnn'}, '"encoder" must be one of'), ({'encoder': {}}, '"encoder" must be a name'),
     ({'encoder': {'name': 'mlp', 'depth': 6}}, 'no option "depth"'), ({'schedule': 'step'}, 'did you mean "steps"'), ({'precision': 32}, '"precision" must be'), ({'window': [4.2, .2]}, '"window" must be'),
     ({'basis': ''}, '"basis" must be a path'), ({'basis': {}}, '"basis" must have one of'), ({'basis': {'path': 'a', 'simulate': {}}}, '"basis" must have one of'),
     ({'basis': {'simulate': {'te': 1}}}, 'no key "basis.simulate.te"'), ({'basis': {'simulate': {'sequence': 'pres'}}}, 'did you mean "press"'), ({'basis': {'pth': 'a'}}, 'did you mean "path"'),
+    ({'prepare': {'watr': False}}, 'did you mean "water"'), ({'prepare': {'water_band': [5, 4]}}, '"prepare.water_band" must be [low, high]'), ({'prepare': {'min_snr': 0}}, '"prepare.min_snr" must be above 0'),
+    ({'augment': {'copies': 4}}, 'no key "augment.copies"'), ({'augment': {'share': 2.}}, '"augment.share" must be at most 1'), ({'held_out': -1}, '"held_out" must be at least 0'),
     ({'acquisition': {'dwell': 1.}}, 'did you mean "dwell_time"'), ({'acquisition': 5}, '"acquisition" must be an object'), ({'acquisition': {'points': 0}}, '"acquisition.points" must be above 0')]
 
 

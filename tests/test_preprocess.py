@@ -1,5 +1,5 @@
 "Preprocessing against another HLSVD, on odd batches, on extreme scales and on a real voxel."
-import json, math, sys, types
+import json, math, sys, time, types
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 
 from deepmrs.basis import Basis
 from deepmrs.core import Acquisition, InputError, Spectra, fid_to_spectrum
-from deepmrs.preprocess import (align, correct_eddy_currents, linewidth, noise_sd, normalise, phase, quality_filter, remove_water, snr)
+from deepmrs.preprocess import (Augmented, align, correct_eddy_currents, _powers, exponentials, linewidth, noise_sd, normalise, phase, prepare_cohort, quality_filter, remove_water, snr)
 
 DATA = Path(__file__).parents[2]/'shared/data/invivo'
 ACQ = Acquisition(5e-4, 127.75, 2048)
@@ -230,6 +230,97 @@ def test_linewidth_at_any_phase_and_of_named_singlets():
     assert (linewidth(s, 'Cr')*math.pi/2/wide - 1)[:2].abs().max() < .06 and torch.allclose(linewidth(s, 3.027), linewidth(s, 'Cr'), rtol=.01)
     assert torch.isnan(linewidth(Spectra(torch.eye(1, 2048), acquisition=ACQ))).all()  # a flat spectrum has no width
     with pytest.raises(InputError): snr(s, 'Glu')
+
+
+# --- cohorts
+
+def troubled(n=40, seed=0, sd=.08):
+    "(`Spectra` with water, phase, offset and gain of their own, offsets (Hz) [n], gains [n])"
+    gen = torch.Generator().manual_seed(seed)
+    u = lambda low, high: low + (high - low)*torch.rand(n, 1, dtype=torch.float64, generator=gen)
+    hz, gain = u(-15, 15), 10**u(-9, 3)
+    fids = (brain() + u(.1, 3)*WATER)*torch.exp(1j*u(-3, 3) + 2j*math.pi*hz*T) + noise(n, sd, seed)
+    return Spectra(fids*gain, acquisition=ACQ, names=[f'v{i}' for i in range(n)]), hz[:, 0], gain[:, 0]
+
+
+def test_a_cohort_is_brought_together():
+    data, hz, gain = troubled()
+    before = data.fids.clone()
+    cohort = prepare_cohort(data, toy_basis(), size=7.)
+    assert torch.equal(data.fids, before) and data.notes == [] and len(cohort.used()) == 40 and cohort.used().names == data.names
+    assert (torch.tensor(cohort.table.shift_hz) - hz).abs().max() < 1
+    lines = part(cohort.spectra.spectrum(), .2, 4.2)
+    assert torch.allclose(lines.abs().amax(-1), torch.full((40,), 7.), rtol=1e-4)
+    assert torch.allclose(cohort.spectra.fids*torch.tensor(cohort.table.scale)[:, None], cohort.spectra.fids*(torch.tensor(cohort.table.scale)[:, None])) and torch.tensor(cohort.table.scale/gain.numpy()).std()/torch.tensor(cohort.table.scale/gain.numpy()).mean() < .05
+    turn = torch.angle((lines*part(fid_to_spectrum(brain()), .2, 4.2).conj()).sum(-1))
+    assert turn.std() < .05  # one phase for all
+    assert part(cohort.spectra.spectrum().abs(), 4.4, 4.9).max() < 3
+
+
+def test_each_reason_for_leaving_a_spectrum_out():
+    data, _, gain = troubled(30, 1)
+    fids = data.fids.clone().to(torch.complex128)
+    fids[2] = 0
+    fids[5] = noise(1, 1.)[0]
+    fids[9] = gain[9]*brain(d=90.)
+    fids[14] += gain[14]*line(1.3, 60., 90.)
+    cohort = prepare_cohort(Spectra(fids, acquisition=ACQ), toy_basis())
+    left = {i: s for i, s in enumerate(cohort.table.status) if s != 'ok'}
+    assert left == {2: 'empty', 5: 'low_snr', 9: 'broad', 14: 'odd'} and cohort.counts() == '1 empty, 1 low_snr, 1 broad, 1 odd'
+    assert cohort.spectra.notes[-1] == '26 of 30 spectra are good enough to learn from; left out: 1 empty, 1 low_snr, 1 broad, 1 odd.'
+    assert len(cohort[:10]) == 10 and cohort[:10].counts() == '1 empty, 1 low_snr, 1 broad' and len(cohort[10:].used()) == 19
+    free = prepare_cohort(Spectra(fids, acquisition=ACQ), toy_basis(), min_snr=None, max_linewidth=None, min_likeness=None)
+    assert [i for i, s in enumerate(free.table.status) if s != 'ok'] == [2]
+    with pytest.raises(InputError, match='Only 0 of 30.*low_snr'): prepare_cohort(Spectra(fids, acquisition=ACQ), toy_basis(), min_snr=1e9).used()
+
+
+def test_a_cohort_is_prepared_fast():
+    data, *_ = troubled(64)
+    prepare_cohort(data[:8], toy_basis())
+    start = time.process_time()
+    prepare_cohort(data, toy_basis())
+    assert (time.process_time() - start)/64 < .1  # some 15 ms on a free core
+
+
+def test_powers_are_those_of_the_exponential():
+    log_z, _ = exponentials(troubled(3)[0].fids, 12)
+    for n in (1, 63, 64, 65, 2048):
+        want = torch.exp(torch.arange(n)[:, None]*log_z[:, None])
+        assert (_powers(log_z, n) - want).abs().max() < 1e-10
+
+
+# --- changed copies
+
+def test_augmentation_changes_what_it_says():
+    s = Spectra(torch.exp(-30*torch.arange(256)*5e-4)[None].repeat(400, 1).to(torch.complex64), dwell_time=5e-4, spectrometer_frequency=123.2)
+    sd, gen, off = torch.full((400,), .01), lambda: torch.Generator().manual_seed(1), dict(shift=0., phase=0., amplitude=0., damping=0., noise=0.)
+    same, sd_same = Augmented(s, **off).change(s.fids, sd, gen())
+    assert torch.allclose(same, s.fids) and torch.equal(sd_same, sd)
+    first = Augmented(s, **off | {'phase': .3, 'amplitude': .2}).change(s.fids, sd, gen())[0][:, 0]
+    assert .28 < first.angle().abs().max() <= .3 and .8 <= first.abs().min() < .83 < 1.17 < first.abs().max() <= 1.2
+    slope = Augmented(s, **off | {'shift': 4., 'damping': 10.}).change(s.fids, sd, gen())[0]/s.fids
+    hz, d = slope[:, 10].angle()/(2*math.pi*10*5e-4), -slope[:, 10].abs().log()/(10*5e-4)
+    assert 3.8 < hz.abs().max() <= 4.001 and abs(float(hz.mean())) < .5 and -1e-3 < d.min() < .3 and 9.7 < d.max() <= 10.001
+    noisy, sd_noisy = Augmented(s, **off | {'noise': .05}).change(s.fids, sd, gen())
+    assert abs(float(torch.view_as_real(noisy - s.fids).std())/.05 - 1) < .01 and torch.allclose(sd_noisy, torch.tensor(math.hypot(.01, .05)))
+    half = Augmented(s, share=.5, noise=.01).change(s.fids, sd, gen())[0]
+    assert .4 < (half == s.fids).all(-1).float().mean() < .6
+    assert torch.equal(Augmented(s).change(s.fids, sd, gen())[0], Augmented(s).change(s.fids, sd, gen())[0])
+    for bad in (dict(shift=-1), dict(amplitude=1.), dict(share=2.)):
+        with pytest.raises(InputError): Augmented(s, **bad)
+
+
+def test_training_draws_changed_spectra_and_judges_by_unchanged_ones():
+    from deepmrs.training import Measured
+    data = Spectra(brain()[None].repeat(30, 1)*torch.arange(1, 31)[:, None], acquisition=ACQ)
+    gen = lambda k: torch.Generator().manual_seed(k)
+    drawn, plain = Measured(Augmented(data, amplitude=0., noise=.02), 512), Measured(data, 512)
+    a, b = drawn(64, gen(1))[0], drawn(64, gen(2))[0]
+    assert not torch.equal(a, b) and torch.equal(a, drawn(64, gen(1))[0])  # another draw for another step, the same for the same
+    known = data.fids[:, None, :8]
+    assert not any((a[i, :8] == known[:, 0]).all(-1).any() for i in range(64))
+    assert torch.equal(drawn(3, gen(1), 0)[0], plain(3, gen(1), 0)[0]) and drawn.held == 3
+    assert (drawn(64, gen(1))[3] > plain(64, gen(1))[3].min()).all()
 
 
 # --- the real voxel

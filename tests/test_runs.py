@@ -13,7 +13,7 @@ import torch
 from deepmrs.config import from_paper, native_runs, read_runs, run_file_schema
 from deepmrs.core import InputError, Spectra
 from deepmrs.evaluation import study
-from deepmrs.runs import augmented, compare, convert_file, ingredients, make_test_set, read_answers, run_command, run_file, run_spectra, truncated_fit
+from deepmrs.runs import agreement, compare, convert_file, ingredients, make_test_set, read_answers, run_command, run_file, truncated_fit
 from deepmrs.training import shortened
 
 SEED = Path(__file__).parents[2]/'shared/data/seed'
@@ -70,8 +70,13 @@ def test_slips_in_the_papers_file_are_refused_by_name():
         except InputError as e: assert words in str(e), (slip, e)
         else: assert slip == {'wr': 5}, slip  # without measured data nothing reads it
     with pytest.raises(InputError, match='"wr"'): from_paper(run | {'data_dir': 'a.mat', 'wr': 5}, 'x')
-    native, _ = from_paper(run | {'data_dir': 'a.mat', 'data_name': 'y', 'data_conj': True, 'wr': [True, 50], 'aug_params': [3, 10, .2, .4, 8, .1], 'sim_params': None, 'test_nos': 4, 'banorm': True, 'kw': 7, 'lr': 1e-4}, 'x')
-    assert native['augment'] == {'copies': 3, 'shift': 5., 'phase': pytest.approx(.1*np.pi), 'amplitude': .2, 'damping': 8., 'noise': .1} and native['remove_water'] and native['conjugate_data'] is False
+    real = run | {'data_dir': 'a.mat', 'data_name': 'y', 'data_conj': True, 'wr': [True, 50], 'aug_params': [3, 10, .2, .4, 8, .1], 'sim_params': None, 'test_nos': 4, 'banorm': True, 'kw': 7, 'lr': 1e-4}
+    native, _ = from_paper(real, 'x')
+    assert native['augment'] == {'shift': 5., 'phase': pytest.approx(.1*np.pi), 'amplitude': .2, 'damping': 8., 'noise': .1, 'share': .75} and native['conjugate_data'] is False
+    half = 50/123.23
+    assert native['prepare'] == {'min_snr': None, 'max_linewidth': None, 'min_likeness': None, 'water_band': pytest.approx([4.65 - half, 4.65 + half], abs=1e-4), 'components': 15} and native['mend_measured']
+    filtered, notes = from_paper(real | {'wr': [False, 50], 'quality_filt': [True, 900, 1100], 'aug_params': None}, 'x')
+    assert filtered['prepare'] == {'water': False} and filtered['augment'] is None and any('quality filter' in n for n in notes)
     assert native['encoder']['kernels'] == [7, 5] and native['encoder']['batch_norm'] and native['held_out'] == 4 and native['learning_rate'] == 1e-4 and native['data_key'] == 'y'
 
 
@@ -94,29 +99,79 @@ def test_native_run_trains_tests_and_tests_again(tmp_path):
     with pytest.raises(InputError, match='no model file'): run_file(file, changes={'mode': 'test'}, out=tmp_path/'else', say=lambda s: None)
 
 
-def test_measured_data(tmp_path):
-    parts = ingredients(read_runs(put(tmp_path/'a.json'))['a'][0])
-    spectra, truth = parts.simulator.spectra(40)
+QUIET = {'water': False, 'aligned': False, 'phased': False}
+
+
+def cohort_file(tmp_path, name='found.npz', count=60, spoil=(), seed=0, **keys):
+    "(run file on measured spectra, their truth, gains [count]); spectra in `spoil` are nothing but noise"
     from deepmrs.io import write_spectra
-    write_spectra(spectra, tmp_path/'found.npz')
-    file = put(tmp_path/'b.json', data=['found.npz'], held_out=6, augment={'copies': 2}, out=str(tmp_path/'out'))
-    out = run_file(file, changes={'spectra_per_epoch': 96}, say=lambda s: None)['b']
-    table = pd.read_csv(out/'concentrations.csv')
-    hybrid = table.query('method == "hybrid" and metabolite == "NAA"').amplitude
-    assert len(hybrid) == 6 and abs(np.corrcoef(hybrid, truth[-6:, 0])[0, 1]) > .8 and '102 measured' in (out/'model.json').read_text()
-    cfg = read_runs(file, changes={'quality': {'min_snr': 1.}, 'augment': None, 'remove_water': True})['b'][0]
-    seen, held = run_spectra(cfg, {})
-    assert len(held) == 6 and 10 < len(seen) <= 34 and any('good enough' in n for n in seen.notes)
-    with pytest.raises(InputError, match='good enough'): run_spectra(read_runs(file, changes={'quality': {'min_snr': 1e6}})['b'][0], {})
-    with pytest.raises(InputError, match='held_out'): run_file(file, changes={'held_out': 40}, say=lambda s: None)
+    parts = ingredients(read_runs(put(tmp_path/'a.json'))['a'][0])
+    spectra, truth = parts.simulator.spectra(count, seed)
+    gain = 10**(2*torch.rand(count, 1, generator=torch.Generator().manual_seed(seed)) + 3)
+    fids = spectra.fids.clone()
+    fids[list(spoil)] = 20*torch.randn(len(spoil), fids.shape[-1], dtype=fids.dtype, generator=torch.Generator().manual_seed(1))
+    write_spectra(Spectra(fids*gain, acquisition=spectra.acquisition), tmp_path/name)
+    return put(tmp_path/'b.json', data=[name], out=str(tmp_path/'out'), **keys), truth, gain[:, 0]
 
 
-def test_augmentation_changes_what_it_says():
-    s = Spectra(torch.exp(-30*torch.arange(256)*5e-4)[None].repeat(3, 1).to(torch.complex64), dwell_time=5e-4, spectrometer_frequency=123.2)
-    same = augmented(s, 2, 0., 0., 0., 0., 0.)
-    assert len(same) == 9 and torch.allclose(same.fids, s.fids.repeat(3, 1))
-    turned = augmented(s, 200, 0., .3, .2, 0., 0.).fids[3:, 0]
-    assert turned.angle().abs().max() <= .3 and turned.angle().abs().max() > .25 and .8 <= turned.abs().min() < .83 < 1.17 < turned.abs().max() <= 1.2
+def test_measured_data(tmp_path):
+    file, truth, gain = cohort_file(tmp_path, spoil=(3, 55), held_out=10, ensemble=2)
+    said = []
+    out = run_file(file, changes={'spectra_per_epoch': 96}, say=said.append)['b']
+    table, quality, cohort, agree = (pd.read_csv(out/f'{n}.csv') for n in ('concentrations', 'quality', 'cohort', 'agreement'))
+    assert set(table.method) == {'network', 'hybrid', 'fit'} and table.spectrum.nunique() == 10 and {'NAA', 'tCr', 'MM'} <= set(table.metabolite)
+    for m in ('hybrid', 'fit'):  # in the data's own units again, whatever the size they were given
+        one = table.query('method == @m and metabolite == "NAA"')
+        ok = (one.status == 'ok').to_numpy()
+        assert ok.sum() == 9 and np.allclose((one.amplitude/(truth[-10:, 0]*gain[-10:]).numpy())[ok], 1, atol=.35)
+    assert table[table.method == 'network'].spread.gt(0).any() and table[table.method != 'network'].spread.isna().all()
+    assert (cohort.role == 'held out').sum() == 10 and list(cohort.status[[3, 55]]) == ['low_snr']*2 and cohort.role[3] == 'left out' and (cohort.role == 'learnt from').sum() == 49
+    assert quality.query('method == "fit" and status == "ok"').residual_over_noise.between(.6, 1.4).all() and (quality[quality.spectrum == 55].status != 'ok').all()
+    assert agree.query('method == "hybrid"').error_bars_apart.median() < .1 and '49 measured' in (out/'member_2/model.json').read_text()
+    assert {f'{n}.png' for n in ('cohort', 'fit_network', 'fit_hybrid', 'fit_fit', 'agreement', 'training')} <= {f.name for f in (out/'figures').iterdir()} and any('held-out' in s for s in said)
+    first = table[table.method == 'network']
+    run_file(file, changes={'mode': 'test'}, say=said.append)  # the ensemble is loaded, and says the same
+    again = pd.read_csv(out/'concentrations.csv')
+    assert np.allclose(again[again.method == 'network'].amplitude, first.amplitude, rtol=1e-4)
+
+
+def test_measured_spectra_held_out_are_never_learnt_from(tmp_path):
+    file, *_ = cohort_file(tmp_path, prepare=QUIET)
+    for held, kept in ((None, 6), (0, 60), (13, 13)):
+        parts = ingredients(read_runs(file, changes={'held_out': held})['b'][0])
+        assert len(parts.held) == kept and len(parts.spectra) == (60 if held == 0 else 60 - kept) and type(parts.spectra).__name__ == 'Augmented'
+        if held != 0: assert not {n for n in parts.spectra.names} & set(parts.held.spectra.names) and parts.held.spectra.names == [str(i) for i in range(60 - kept, 60)]
+    plain = ingredients(read_runs(file, changes={'augment': None, 'prepare': None})['b'][0])
+    assert type(plain.spectra) is Spectra and (plain.cohort.table.status == 'ok').all() and plain.cohort.table.scale.max()/plain.cohort.table.scale.min() > 10
+    tallest = [Spectra(x, acquisition=plain.decoder.acquisition.replace(points=x.shape[-1])).spectrum().abs().amax(-1).median() for x in (plain.spectra.fids, plain.simulator(64, torch.Generator().manual_seed(0)).fids)]
+    assert .5 < tallest[0]/tallest[1] < 2  # the size that the priors mean
+    with pytest.raises(InputError, match='good enough'): ingredients(read_runs(file, changes={'prepare.min_snr': 1e6})['b'][0])
+    with pytest.raises(InputError, match='held_out'): ingredients(read_runs(file, changes={'held_out': 60})['b'][0])
+
+
+@needs_seed
+def test_the_papers_run_file_on_measured_spectra(tmp_path):
+    "HLSVD, quality filter, augmentation, test spectra and the regularised macromolecules by the paper's own keys, on spectra in a .mat file"
+    run = json.loads((SEED/'exp4.json').read_text())['runs'][3]
+    parts = ingredients(read_runs(SEED/'exp4.json')['1'][0])
+    b = parts.simulator(40, torch.Generator().manual_seed(0))
+    t = torch.arange(2048)*2.5e-4
+    scipy.io.savemat(tmp_path/'brains.mat', {'y': (b.fids + 200*torch.exp(-20*t)).conj().resolve_conj().numpy().T})  # as files have it
+    run |= {'data_dir': 'brains.mat', 'data_name': 'y', 'data_conj': False, 'wr': [True, 50], 'quality_filt': [True, 900, 1100], 'aug_params': [4, 4, .1, .2, 4, .0], 'test_nos': 8, 'sim_params': None, 'max_epoch': 1, 'ens': 2, 'version': '1/'}
+    (tmp_path/'exp.json').write_text(json.dumps({'runs': [run]}))
+    for f in ('basisset.mat', 'mm.mat'): (tmp_path/f).write_bytes((SEED/f).read_bytes())
+    out = run_command(tmp_path/'exp.json', change=['progress=false', 'quality_filt=[false]'], out=tmp_path/'out', say=lambda s: None)['1']
+    table, quality = pd.read_csv(out/'concentrations.csv'), pd.read_csv(out/'quality.csv')
+    assert table.spectrum.nunique() == 8 and 'MM2.03' in set(table.metabolite) and quality.truncation_ms.notna().any()
+    naa = table.query('method == "fit" and metabolite == "tNAA"').amplitude.to_numpy()
+    true = (b.params[-8:, 12] + b.params[-8:, 13]).numpy()
+    assert np.median(np.abs(naa/true - 1)) < .25
+
+
+def test_agreement_of_methods():
+    rows = [{'method': m, 'spectrum': i, 'metabolite': 'NAA', 'status': 'ok' if i < 9 else 'broad', 'scale': 10.**i, 'amplitude': 10.**i*(1 + .1*i + (.05 if m == 'network' else 0)), 'sd': 10.**i*.1} for m in ('network', 'fit') for i in range(10)]
+    a, = agreement(pd.DataFrame(rows)).to_dict('records')
+    assert a['spectra'] == 9 and abs(a['error_bars_apart'] - .5) < 1e-6 and a['correlation'] > .999 and 1 < a['ratio'] < 1.06
 
 
 def test_answers_of_other_tools(tmp_path):
