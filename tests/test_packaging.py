@@ -161,4 +161,4 @@ def test_imports_are_required(path):
 
 def test_extras():
     extras = set(metadata.metadata('deepmrs').get_all('Provides-Extra'))
-    assert extras >= {'dev', 'notebooks', 'vendor'}
+    assert extras >= {'dev', 'notebooks', 'search', 'vendor'}
