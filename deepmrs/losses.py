@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from .baseline import window_points
 from .core import InputError, fid_to_spectrum
+from .decoder import RINGING, reduced
 
 # %% ../nbs/31_losses.ipynb #3ccc18ea
 @dataclass
@@ -41,9 +42,11 @@ def fid_loss(
 def window_loss(
     look,  # a `Look`
     keep,  # which points of the spectrum count: a slice or indices [n]
+    small=None,  # (`Decoder`, its `keep`) from `reduced`, to decode no more than the window
 ):
     "Mean squared residual of real and imaginary parts within a window of the spectrum, over N · `variance` (a number)"
-    r = (look.decoder.spectrum(look.params) - fid_to_spectrum(look.fids))[:, keep]
+    model = look.decoder.spectrum(look.params)[:, keep] if small is None else small[0].spectrum(look.params)[:, small[1]]
+    r = model - fid_to_spectrum(look.fids)[:, keep]
     return (torch.view_as_real(r).square().mean((1, 2))/look.variance).mean()/look.fids.shape[-1]
 
 # %% ../nbs/31_losses.ipynb #1a6024e8
@@ -176,6 +179,7 @@ def make_loss(
     else:
         inside = window_points(decoder.acquisition, window)
         keep = slice(int(inside[0]), int(inside[-1]) + 1)
-        data = lambda look: window_loss(look, keep)
+        small = reduced(decoder, inside) if decoder.acquisition.points*decoder.acquisition.dwell_time >= RINGING else None
+        data = lambda look: window_loss(look, keep, small)
     extra = [] if regularised is None else [(0.5*residual, lambda look: regularised_loss(look, regularised, first, last, keep))]
     return Loss([(residual, data), (parameters, lambda look: parameter_loss(look, sd)), (likelihood, lambda look: likelihood_loss(look, sd)), *extra])

@@ -251,7 +251,7 @@ def make_decoder(
     mods = make_modulations(used, acq, [n for n in basis.names if n not in own]) + (line_modulations(kind, signals[1].names, acq) if len(signals) > 1 else [])
     names, blocks = [n for s in signals for n in s.names], {m.name for m in mods}
     priors = tuple(q for q in used.priors if (q.applies(names) if isinstance(q, RatioPrior) else q.block in blocks))
-    if 'lineshape' in blocks: priors += (SoftPrior('lineshape', 0., LINESHAPE_SD[used.lineshape]),)
+    if 'lineshape' in blocks and not any(getattr(q, 'block', '') == 'lineshape' for q in priors): priors += (SoftPrior('lineshape', 0., LINESHAPE_SD[used.lineshape]),)
     used = replace(used, priors=priors)
     spline = None if stiffness == 'off' else SplineBaseline(acq, stiffness, used.window)
     return Decoder(signals, acq, mods, spline, tuple(q.at(acq) if isinstance(q, SoftPrior) else q for q in priors)), used, notes
