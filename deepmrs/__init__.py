@@ -31,6 +31,7 @@ FACE = {
     'posterior': 'posterior',
     'quantify': 'quantify',
     'Result': 'quantify',
+    'load_result': 'quantify',
     'report': 'report',
     'evaluate': 'studies',
     'write_for_lcmodel': 'peers',

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'basis_app', 'Out', 'Dwell', 'Frequency', 'Echo', 'Key', 'READABLE', 'say', 'complain', 'main', 'options',
            'inputs', 'stem', 'folders', 'lacking', 'summary', 'quantify_file', 'attempt', 'quantify', 'number_or_name',
-           'listed', 'demo', 'train', 'run', 'simulate', 'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
+           'listed', 'demo', 'train', 'run', 'search', 'evaluate', 'named_file', 'report', 'true_amounts', 'simulate',
+           'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
 
 # %% ../nbs/71_cli.ipynb #50e00fe2
 import signal
@@ -209,18 +210,100 @@ def train(
 
 @app.command()
 def run(
-    file: Annotated[Path, typer.Argument(help="Run file: native, or one of the paper's (exp4.json) as it is.")],
+    file: Annotated[Optional[Path], typer.Argument(help="Run file: native, or one of the paper's (exp4.json) as it is.")] = None,
     name: Annotated[Optional[list[str]], typer.Option('--run', help='Only the runs of these names; may be given several times.')] = None,
     change: Annotated[Optional[list[str]], typer.Option('--set', help='key=value, such as max_epochs=5; may be given several times.')] = None,
     out: Annotated[Optional[Path], typer.Option(help='Folder for all runs, each in one of its own; with --convert: the file to write.')] = None,
     convert: Annotated[bool, typer.Option('--convert', help='Write the native form of the file instead of running it.')] = False,
+    schema: Annotated[bool, typer.Option('--schema', help='Print the JSON schema of run files, for editors that complete and check them.')] = False,
     resume: Annotated[bool, typer.Option(help='Go on from the last checkpoints.')] = False,
 ):
     "Train, then test, each run in a run file."
     from deepmrs.runs import run_command
-    run_command(file, name or (), change or (), out, convert, resume=resume, say=say)
+    run_command(file, name or (), change or (), out, convert, schema, resume, say)
+
+# %% ../nbs/71_cli.ipynb #90818ab7
+@app.command()
+def search(
+    run: Annotated[Path, typer.Argument(help='Run file (JSON), for example that of `deepmrs train`.')],
+    out: Out,
+    trials: Annotated[int, typer.Option(min=1, help='How many short trainings in all, the run as written among them.')] = 20,
+    epochs: Annotated[int, typer.Option(min=1, help='Of each trial.')] = 10,
+    minutes: Annotated[Optional[float], typer.Option(help='Begin no trial after this time.')] = None,
+    space: Annotated[Optional[list[str]], typer.Option('--space', help='What to search: key=[choice, choice] or key=low..high, for example learning_rate=1e-4..1e-2; may be given several times. Default: learning rate, batch size, depth, width, and reg_weight where it counts.')] = None,
+    objective: Annotated[Optional[str], typer.Option(help='residual, or amounts (needs simulated spectra); default residual, but amounts where reg_weight is searched.')] = None,
+    name: Annotated[Optional[str], typer.Option('--run', help='The run, in a file of several.')] = None,
+    change: Annotated[Optional[list[str]], typer.Option('--set', help='key=value of the run file, such as spectra_per_epoch=20000; may be given several times.')] = None,
+    resume: Annotated[bool, typer.Option(help='Go on with the search in the folder.')] = False,
+    seed: Annotated[int, typer.Option(min=0, help='Seed of the proposals.')] = 0,
+):
+    "Search encoder size, learning rate and the like by many short trainings; the best comes as a run file."
+    from deepmrs.config import parse_change
+    from deepmrs.search import parse_space, search as search_run
+    found = search_run(run, out, space=dict(map(parse_space, space)) if space else None, trials=trials, minutes=minutes, epochs=epochs, objective=objective, name=name,
+                       changes=dict(map(parse_change, change or ())), resume=resume, seed=seed, say=say)
+    done = found.table.status.value_counts()
+    say(f'{", ".join(f"{n} trials {k}" for k, n in done.items())}; best {found.objective} {found.value:.4g}. Table and figure are in {out}; train the best in full: deepmrs train {found.out/"best.json"}')
+
+# %% ../nbs/71_cli.ipynb #5919152c
+@app.command()
+def evaluate(
+    spectra: Annotated[Optional[Path], typer.Argument(help='Spectra with a known truth, as `deepmrs simulate` and `deepmrs run` write them.')] = None,
+    *,
+    out: Out,
+    truth: Annotated[Optional[Path], typer.Option(help='Table of the truth (.csv); default beside the spectra.')] = None,
+    basis: Annotated[Optional[Path], typer.Option(help='Basis set that the spectra were made with; default a basis.npz, .mat or .txt beside them.')] = None,
+    model: Annotated[Optional[str], typer.Option(help="Folder of a trained model, or 'default'.")] = None,
+    method: Annotated[Optional[list[str]], typer.Option(help='network, hybrid, fit, fit_truncated or prior; may be given several times. Default: all that can be done.')] = None,
+    answers: Annotated[Optional[list[str]], typer.Option(help='NAME=FILE: table of another tool, a row a spectrum, columns named after metabolites (.csv, .mat), or a concentrations.csv; may be given several times.')] = None,
+    preset: Annotated[Optional[str], typer.Option(help='Of the fit, if other than that of the spectra.')] = None,
+    macromolecules: Annotated[Optional[str], typer.Option(help='Of the fit, if other than those of the spectra.')] = None,
+    baseline: Annotated[Optional[str], typer.Option(help='Of the fit, if other than that of the spectra.')] = None,
+    points: Annotated[Optional[int], typer.Option(min=16, help='Points of each FID that methods see; default those of the model, else all.')] = None,
+    leave_out: Annotated[int, typer.Option(min=1, help='First points that fit_truncated leaves out.')] = 20,
+    draws: Annotated[int, typer.Option(min=0, help='Draws of noise on the mean spectrum (Monte Carlo); 0: none.')] = 256,
+    figures: Annotated[bool, typer.Option(help='Draw them.')] = True,
+    dwell_time: Dwell = None, spectrometer_frequency: Frequency = None, echo_time: Echo = None, key: Key = None,
+):
+    "Judge methods and other tools on spectra whose truth is known: tables and figures."
+    from deepmrs.studies import evaluate as study
+    reading = {k: v for k, v in dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, echo_time=echo_time, key=key).items() if v is not None}
+    study(out, spectra, truth, basis, model=model, methods=method, answers=dict(map(named_file, answers or ())), preset=preset, macromolecules=macromolecules, baseline=number_or_name(baseline),
+          points=points, leave_out=leave_out, draws=draws, figures=figures, say=say, **reading)
+    say(f'Tables and figures are in {out}.')
 
 
+def named_file(text):
+    "(name, path) of NAME=FILE"
+    name, eq, path = text.partition('=')
+    if not eq or not name.strip() or not path.strip(): raise InputError(f'--answers takes NAME=FILE, such as QUEST=quest.csv, not {text!r}.')
+    return name.strip(), Path(path.strip())
+
+# %% ../nbs/71_cli.ipynb #d6d9548f
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help='Folder with the result of `deepmrs quantify` (or of `Result.save`).')],
+    out: Annotated[Optional[Path], typer.Option('--out', help='Folder for the page; default the same.')] = None,
+    truth: Annotated[Optional[Path], typer.Option(help='Table of true amounts (.csv), a row a spectrum, for simulated spectra.')] = None,
+    title: Annotated[Optional[str], typer.Option(help='Heading of the page.')] = None,
+):
+    "Make the report of a saved result anew, with another title or beside a truth."
+    from deepmrs.quantify import load_result
+    from deepmrs.report import report as make_page
+    result = load_result(folder)
+    page = make_page(result, out or folder, truth=truth and true_amounts(truth, result), title=title)
+    say(f'{len(result)} {"spectrum" if len(result) == 1 else "spectra"} by {result.method}; open {page}')
+
+
+def true_amounts(path, result):
+    "{name: true values [B]} of a table, for the amounts that a result has"
+    from deepmrs.studies import read_truth
+    frame, names = read_truth(path), result.amounts()[0]
+    if len(frame) != len(result): raise InputError(f'{path.name} has {len(frame)} rows for {len(result)} spectra; it needs one a spectrum.')
+    if not set(frame.columns) & set(names): raise InputError(f'{path.name} has no column named after an amount of the result ({", ".join(names[:8])}…).')
+    return {n: frame[n].to_numpy(copy=True) for n in frame.columns if n in names}
+
+# %% ../nbs/71_cli.ipynb #6a05876c
 @app.command()
 def simulate(
     out: Annotated[Path, typer.Argument(help='File to write: .nii.gz, .npz, .mat, jMRUI .txt, … ; the truth goes beside it as .csv.')],

@@ -162,10 +162,10 @@ def asked(tests, used, model, basis, preset, macromolecules, baseline):
         if any(v is not None for v in (preset, macromolecules, baseline)): raise InputError('A trained model fixes preset, baseline and macromolecules; leave them out.')
         from deepmrs.core import Spectra
         model.check_data(Spectra(tests.fids[:1].cpu(), acquisition=maker.acquisition))
-        return model.decoder_for(maker.acquisition), model.preset.window if model.preset is not None else None
+        return model.decoder_for(maker.acquisition), (model.preset.window if model.preset is not None else None) or used.window
     if preset is None and macromolecules is None and baseline is None: return maker, used.window
     decoder, own, _ = make_decoder(basis, maker.acquisition, preset or used.name, macromolecules, baseline)
-    return decoder, own.window
+    return decoder, own.window or used.window  # a baseline in the spectra needs a window, whatever the model
 
 # %% ../nbs/67_studies.ipynb #d4860ea4
 def evaluate(

@@ -216,7 +216,7 @@ def accepted(tmp_path, *args):
     "(table by metabolite, what was printed) of a quantify that must succeed"
     status, text = call('quantify', *args, '--out', tmp_path/'out')
     assert status == 0, text
-    assert {f.name for f in (tmp_path/'out').iterdir()} == {'concentrations.csv', 'quality.csv', 'fit.nii.gz', 'run.json', 'report.html'}
+    assert {f.name for f in (tmp_path/'out').iterdir()} == {'concentrations.csv', 'quality.csv', 'fit.nii.gz', 'result.safetensors', 'run.json', 'report.html'}
     return pd.read_csv(tmp_path/'out/concentrations.csv').set_index('metabolite'), text
 
 
@@ -316,7 +316,7 @@ def test_one_bad_file_among_good_ones(made, tmp_path):
     status, text = call('quantify', d/'good.nii.gz', tmp_path/'bad.nii.gz', tmp_path/'also.npz', tmp_path/'empty', tmp_path/'gone.RAW', '--basis', d/'b.npz', '--out', tmp_path/'out')
     assert status == 1 and len(complaints(text)) == 4 and '3 of 5' in text
     assert sorted(p.name for p in (tmp_path/'out').iterdir()) == ['also', 'good']
-    assert all(len(list((tmp_path/'out'/n).iterdir())) == 5 for n in ('also', 'good'))
+    assert all(len(list((tmp_path/'out'/n).iterdir())) == 6 for n in ('also', 'good'))
 
 
 def test_a_folder_of_spectra(made, tmp_path):
@@ -361,12 +361,20 @@ OTHERS = [(('simulate', 'DIR/a.xyz'), 'ending'), (('simulate', 'DIR/a.npz', '--c
           ((*PRESS, '--points', 1), 'points'), ((*PRESS, '--dwell-time', '-1'), 'Dwell time'), ((*PRESS, '--linewidth', '-1'), 'linewidth'), ((*PRESS, '--spins', 'DIR/broken.json'), 'spin systems'),
           ((*PRESS, '--out', '/dev/null/b.npz'), 'cannot be written'), ((*PRESS, '--out', 'DIR/b.xyz'), 'ending'), (('basis', 'show', 'DIR/no'), 'does not exist'), (('basis', 'show', 'DIR/broken.json'), 'broken.json'),
           (('basis', 'show', 'DIR'), 'broken.json'), (('basis', 'convert', 'DIR/b.npz', 'DIR/b.xyz'), 'ending'), (('basis', 'convert', 'DIR/no', 'DIR/c.npz'), 'does not exist'),
-          (('basis', 'convert', 'DIR/b.npz', 'DIR/c.npz', '--names', 'NAA'), 'names'), (('train', 'DIR/no.json'), 'no.json'), (('train', 'DIR/broken.json'), 'JSON'), (('demo', '--out', '/dev/null/x'), 'cannot be written')]
+          (('basis', 'convert', 'DIR/b.npz', 'DIR/c.npz', '--names', 'NAA'), 'names'), (('train', 'DIR/no.json'), 'no.json'), (('train', 'DIR/broken.json'), 'JSON'), (('demo', '--out', '/dev/null/x'), 'cannot be written'),
+          (('report', 'DIR'), 'no result'), (('report', 'DIR/broken.json'), 'no result'), (('run',), 'Name a run file'), (('run', 'DIR/no.json'), 'no.json'), (('search', 'DIR/no.json', '--out', 'DIR/s'), 'no.json'),
+          (('search', 'DIR/broken.json', '--out', 'DIR/s'), 'JSON'), (('search', 'DIR/small.json', '--out', 'DIR/s', '--space', 'batch_size'), 'key=low..high'),
+          (('search', 'DIR/small.json', '--out', 'DIR/s', '--set', 'epochs'), 'key=value'), (('search', 'DIR/small.json', '--out', 'DIR/s', '--resume'), 'to resume'), (('search', 'DIR/small.json', '--out', '/dev/null/s'), 'cannot be written'),
+          (('evaluate', '--out', 'DIR/e'), 'known truth'), (('evaluate', 'DIR/no.npz', '--out', 'DIR/e'), 'does not exist'), (('evaluate', 'DIR/b.npz', '--out', 'DIR/e'), 'no truth'),
+          (('evaluate', '--truth', 'DIR/t.csv', '--answers', 'x', '--out', 'DIR/e'), 'NAME=FILE'), (('evaluate', '--truth', 'DIR/t.csv', '--answers', 'x=DIR/no.csv', '--out', 'DIR/e'), 'no.csv'),
+          (('evaluate', '--truth', 'DIR/t.csv', '--answers', 'x=DIR/broken.json', '--out', 'DIR/e'), 'broken.json')]
 
 
 @pytest.mark.parametrize('args, word', OTHERS, ids=[' '.join(map(str, a)).replace('DIR/', '')[:60] for a, _ in OTHERS])
 def test_other_commands_refuse_bad_input(args, word, made, tmp_path):
     (tmp_path/'broken.json').write_text('{')
+    (tmp_path/'small.json').write_text('{"basis": "b.npz", "points": 128}')
+    (tmp_path/'t.csv').write_text('NAA,Cr\n1,2\n2,3\n')
     write_basis(made[2], tmp_path/'b.npz')
     before = sorted(tmp_path.rglob('*'))
     status, text = call(*(str(a).replace('DIR', str(tmp_path)) for a in args))
@@ -377,6 +385,106 @@ def test_other_commands_refuse_bad_input(args, word, made, tmp_path):
 def test_a_figure_of_another_kind_is_refused(made, tmp_path):
     status, text = call('basis', 'show', made[0]/'b.npz', '--figure', tmp_path/'a.xyz')
     assert status == 1 and '.png' in text and list(tmp_path.iterdir()) == []
+
+
+# ---- saved results and studies
+
+def test_a_report_from_a_saved_result(made, tmp_path):
+    accepted(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz')
+    first = (tmp_path/'out/report.html').read_text()
+    (tmp_path/'out/report.html').unlink()
+    status, text = call('report', tmp_path/'out')
+    again = (tmp_path/'out/report.html').read_text()
+    assert status == 0 and 'report.html' in text and len(again) == pytest.approx(len(first), rel=.01) and 'good.nii.gz' in again
+    (tmp_path/'t.csv').write_text('NAA,Nonsense\n10,1\n')
+    assert call('report', tmp_path/'out', '--truth', tmp_path/'t.csv', '--title', 'Mine', '--out', tmp_path/'page')[0] == 0
+    assert 'Mine' in (tmp_path/'page/report.html').read_text() and 'Mine' not in (tmp_path/'out/report.html').read_text()
+    for content, word in (('NAA\n1\n2\n', '2 rows'), ('Nonsense\n1\n', 'no column'), ('', 'header')):
+        (tmp_path/'t.csv').write_text(content)
+        status, text = call('report', tmp_path/'out', '--truth', tmp_path/'t.csv')
+        assert status == 1 and word in text and len(complaints(text)) == 1
+    whole = (tmp_path/'out/result.safetensors').read_bytes()
+    for spoilt in (whole[:5000], whole[:-100], b'', b'{}'):
+        (tmp_path/'out/result.safetensors').write_bytes(spoilt)
+        assert 'damaged' in refused_report(tmp_path/'out')
+
+
+def refused_report(folder):
+    status, text = call('report', folder)
+    assert status == 1 and len(text.strip().splitlines()) == 1
+    return text
+
+
+@pytest.mark.parametrize('options', [('--preset', 'none'), ('--baseline', 'off'), ('--macromolecules', 'parametrised'), ('--baseline', '3.5')], ids=' '.join)
+def test_results_of_every_model_are_loaded_as_they_were(options, made, tmp_path):
+    from deepmrs.quantify import load_result
+    table, _ = accepted(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', *options)
+    result = load_result(tmp_path/'out')
+    assert np.allclose(result.to_frame().set_index('metabolite').sd, table.sd, rtol=1e-9) and result.spectra.acquisition.echo_time == .03
+    v = result.spectrum(0)
+    assert torch.allclose(v['data'] - v['fit'], v['residual'], atol=1e-3*float(v['data'].abs().max()))
+
+
+def test_an_image_is_loaded_with_grid_affine_and_gaps(made, tmp_path):
+    from deepmrs.quantify import load_result
+    affine = np.array([[8., .1, 0., -20.3], [-.1, 8., 0., 1/3], [0., 0., 12., 1.25], [0., 0., 0., 1.]])
+    fids = torch.cat([made[1].fids, 0*made[1].fids]).reshape(2, 1, 1, -1)
+    from deepmrs.quantify import quantify
+    from deepmrs.io import read_basis
+    result = quantify(Spectra(fids, acquisition=ACQ, affine=affine), read_basis(made[0]/'b.npz'))
+    result.save(tmp_path/'out')
+    back = load_result(tmp_path/'out')
+    assert (back.spectra.affine == affine).all() and back.spectra.shape == (2, 1, 1) and back.reasons == result.reasons == ['ok', 'empty']
+    pd.testing.assert_frame_equal(back.to_frame(), result.to_frame())
+
+
+def test_evaluate_from_simulate(made, tmp_path):
+    d = made[0]
+    assert call('simulate', tmp_path/'s.npz', '--basis', d/'b.npz', '--preset', 'none', '--count', 120, '--noise-sd', .5)[0] == 0
+    status, text = call('evaluate', tmp_path/'s.npz', '--basis', d/'b.npz', '--draws', 20, '--out', tmp_path/'e')
+    assert status == 0 and '120 spectra of preset none' in text
+    table = pd.read_csv(tmp_path/'e/metrics.csv').set_index(['method', 'metabolite'])
+    assert set(table.index.get_level_values(0)) == {'fit', 'fit_truncated', 'prior'} and abs(table.rmse_over_crlb['fit', 'NAA'] - 1) < .25
+    assert {'r2', 'mae', 'mse', 'mape', 'slope', 'intercept', 'bias', 'rmse_over_crlb', 'coverage_95'} <= set(table.columns)
+    assert {f.name for f in (tmp_path/'e').iterdir()} == {'metrics.csv', 'errors_against.csv', 'monte_carlo.csv', 'estimates.csv', 'run.json', 'figures'}
+    assert (tmp_path/'e/figures/stacked_fit.png').stat().st_size > 10_000
+    truth = pd.read_csv(tmp_path/'s.csv')
+    truth[['NAA', 'Cr']].add(.1).to_csv(tmp_path/'tool.csv', index=False)
+    status, text = call('evaluate', '--truth', tmp_path/'s.csv', '--answers', f'QUEST={tmp_path/"tool.csv"}', '--out', tmp_path/'alone')
+    alone = pd.read_csv(tmp_path/'alone/metrics.csv').set_index('metabolite')
+    assert status == 0 and alone.bias['NAA'] == pytest.approx(.1, abs=1e-5) and alone.slope['Cr'] == pytest.approx(1, abs=1e-5) and alone.n['Glu'] == 0
+
+
+def test_evaluate_with_a_model(tmp_path):
+    "Spectra that the shipped model was made for"
+    from deepmrs.demo import demo_spectra
+    from deepmrs.training import load_model
+    model = load_model('default')
+    spectra, truth = demo_spectra(model.decoder, 40)
+    write_spectra(spectra, tmp_path/'s.npz')
+    pd.DataFrame(truth.numpy(), columns=model.layout.labels).to_csv(tmp_path/'s.csv', index_label='spectrum')
+    K = len(model.names)
+    write_basis(Basis(model.decoder.fids[:K], model.names, acquisition=model.acquisition), tmp_path/'b.npz')
+    status, text = call('evaluate', tmp_path/'s.npz', '--basis', tmp_path/'b.npz', '--model', 'default', '--no-figures', '--draws', 0, '--out', tmp_path/'e')
+    assert status in (0, 1)
+    if status: assert 'not the parameters' in text  # a model of an earlier preset: said in a sentence
+    else: assert set(pd.read_csv(tmp_path/'e/metrics.csv').method) >= {'network', 'hybrid', 'fit', 'prior'}
+
+
+def test_search_by_command(made, tmp_path):
+    pytest.importorskip('optuna')
+    run = tmp_path/'run.json'
+    run.write_text(json.dumps({'basis': str(made[0]/'b.npz'), 'points': 128, 'spectra_per_epoch': 128, 'validation': 64, 'batch_size': 64, 'encoder': {'name': 'mlp', 'widths': [32, 16]}}))
+    status, text = call('search', run, '--trials', 2, '--epochs', 1, '--space', 'learning_rate=1e-3..3e-3', '--set', 'seed=3', '--out', tmp_path/'s')
+    assert status == 0 and 'deepmrs train' in text and json.loads((tmp_path/'s/best.json').read_text())['seed'] == 3
+    assert len(pd.read_csv(tmp_path/'s/trials.csv')) == 2
+    assert call('search', run, '--trials', 3, '--epochs', 1, '--space', 'learning_rate=1e-3..3e-3', '--set', 'seed=3', '--resume', '--out', tmp_path/'s')[0] == 0
+    assert len(pd.read_csv(tmp_path/'s/trials.csv')) == 3
+
+
+def test_the_schema_is_one():
+    status, text = call('run', '--schema')
+    assert status == 0 and {'Run', 'Part'} <= set(json.loads(text)['$defs'])
 
 
 # ---- as a program
