@@ -146,7 +146,7 @@ def regularised_loss(
     w = torch.sigmoid((look.decoder.time - tr[:, None])/STEP)
     r = look.decoder(alone) - look.fids
     if keep is None: power = (torch.view_as_real(r).square().sum(-1)*w)[:, first:last].sum(-1)/w[:, first:last].sum(-1).clamp_min(1.)/2
-    else: power = torch.view_as_real(fid_to_spectrum(r*w.sqrt())[:, keep]).square().mean((1, 2))/w.sum(-1).clamp_min(1.)
+    else: power = torch.view_as_real(fid_to_spectrum(r*w.clamp_min(1e-12).sqrt())[:, keep]).square().mean((1, 2))/w.sum(-1).clamp_min(1.)
     price = weight*tr if look.noise is None else weight*tr*(look.noise/look.variance).clamp_min(1e-4)  # even without any noise it has a price
     return (power/look.variance + price).mean()
 
