@@ -59,11 +59,17 @@ def unexplained(
 def maker_of(
     spectra, frame, basis,  # `Spectra` [B], table of the truth, `Basis`
     preset=None,  # a name, if it is known
+    model=None,  # a trained model, whose own decoder is asked first
 ):
     "(`Decoder` that made the spectra, `Preset`, what noise is left of them [B, N]); None, None, None if the truth is not that of any"
     best, labels = (math.inf, None, None, None, 0.), list(frame.columns)
     truth = torch.tensor(frame.to_numpy(), dtype=torch.float32)
-    for name in PRESETS if preset is None else (preset,):
+    if model is not None and model.layout.labels == labels:
+        own = model.decoder_for(spectra.acquisition)
+        best = (*unexplained(own, spectra.fids, truth), own)
+        if best[0] < best[1]: return own, model.preset or get_preset('none'), best[2]
+        best = (math.inf, None, None, None, 0.)
+    for name in () if basis is None else PRESETS if preset is None else (preset,):
         for mm in (None, 'none'):
             try: decoder, used, _ = make_decoder(basis, spectra.acquisition, name, mm)
             except InputError: continue
@@ -91,6 +97,7 @@ def read_test_set(
     basis=None,  # a path or a `Basis`; default the basis set that was written beside
     preset=None,  # that the spectra were made with, if several fit
     points=None,  # that methods see; None: all
+    model=None,  # a trained model, which brings its own basis set and decoder
     **reading,  # what the file of the spectra does not say, see `read_spectra`
 ):
     "(`TestSet`, the `Preset` that its spectra were made with). Raises `InputError` when truth, basis set and spectra do not belong together"
@@ -103,10 +110,10 @@ def read_test_set(
     frame = read_truth(truth)
     if len(frame) != len(spectra): raise InputError(f'{Path(truth).name} has {len(frame)} rows for {len(spectra)} spectra; it needs one a spectrum.')
     if basis is None and path is not None: basis = next((p for e in ('.npz', '.mat', '.txt') if (p := beside(path, 'basis' + e)).is_file()), None)
-    if basis is None: raise InputError('Give the basis set that the spectra were made with (--basis).')
+    if basis is None and model is None: raise InputError('Give the basis set that the spectra were made with (--basis).')
     basis = read_basis(basis) if isinstance(basis, (str, Path)) else basis
-    decoder, used, left = maker_of(spectra, frame, basis, preset)
-    if decoder is None: raise InputError(f'{Path(truth).name} has the columns {", ".join(frame.columns[:6])}…, which are not the parameters of {f"preset {preset}" if preset else "any preset"} with this basis set ({", ".join(basis.names[:6])}…); give the basis set that the spectra were made with.')
+    decoder, used, left = maker_of(spectra, frame, basis, preset, None if model is None else model.check_data(spectra) and model)
+    if decoder is None: raise InputError(f'{Path(truth).name} has the columns {", ".join(frame.columns[:6])}…, which are not the parameters of {f"preset {preset}" if preset else "any preset"} with this basis set ({", ".join((model if basis is None else basis).names[:6])}…); give the basis set that the spectra were made with.')
     values = torch.tensor(frame.to_numpy(), dtype=torch.float32)
     sd, kind = noise_of(decoder, values, left)
     lay = decoder.layout
@@ -193,7 +200,7 @@ def evaluate(
         say(brief(table))
         return table
     model = _loaded_model(model)
-    tests, used = read_test_set(spectra, truth, basis, points=points or (None if model is None else model.points), **reading)
+    tests, used = read_test_set(spectra, truth, basis, points=points or (None if model is None else model.points), model=model, **reading)
     if preset is not None: get_preset(preset)
     maker = tests.simulator.decoder
     decoder, window = asked(tests, used, model, _as_basis(maker), preset, macromolecules, baseline)

@@ -463,12 +463,12 @@ def test_evaluate_with_a_model(tmp_path):
     spectra, truth = demo_spectra(model.decoder, 40)
     write_spectra(spectra, tmp_path/'s.npz')
     pd.DataFrame(truth.numpy(), columns=model.layout.labels).to_csv(tmp_path/'s.csv', index_label='spectrum')
-    K = len(model.names)
-    write_basis(Basis(model.decoder.fids[:K], model.names, acquisition=model.acquisition), tmp_path/'b.npz')
-    status, text = call('evaluate', tmp_path/'s.npz', '--basis', tmp_path/'b.npz', '--model', 'default', '--no-figures', '--draws', 0, '--out', tmp_path/'e')
-    assert status in (0, 1)
-    if status: assert 'not the parameters' in text  # a model of an earlier preset: said in a sentence
-    else: assert set(pd.read_csv(tmp_path/'e/metrics.csv').method) >= {'network', 'hybrid', 'fit', 'prior'}
+    status, text = call('evaluate', tmp_path/'s.npz', '--model', 'default', '--no-figures', '--draws', 0, '--out', tmp_path/'e')
+    assert status == 0, text
+    table = pd.read_csv(tmp_path/'e/metrics.csv').set_index(['method', 'metabolite'])
+    assert set(table.index.get_level_values(0)) == {'network', 'hybrid', 'fit', 'prior'} and table.rmse['hybrid', 'NAA'] < 1.5 and table.n['network', 'NAA'] == 40
+    status, text = call('evaluate', tmp_path/'s.npz', '--model', 'default', '--preset', 'none', '--out', tmp_path/'f')
+    assert status == 1 and 'fixes preset' in text and not (tmp_path/'f').exists()
 
 
 def test_search_by_command(made, tmp_path):
