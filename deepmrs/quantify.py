@@ -336,8 +336,8 @@ def estimate_and_trust(decoder, fids, method, window=None, model=None, progress=
     if method == 'fit': return fit(decoder, fids, window=window, progress=progress), None
     start = model(fids)
     if method == 'hybrid': return hybrid_fit(decoder, fids, start, getattr(getattr(model, 'head', None), 'sd', None), window, progress)
-    if look: return network_fit(decoder, fids, start, window, progress)
-    return fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress), None
+    fitted, trust = network_fit(decoder, fids, start, window, progress) if look else (fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress), None)
+    return model.with_own_errors(fids, fitted) if getattr(model, 'uncertain', False) else fitted, trust
 
 # %% ../nbs/60_quantify.ipynb #b11a9929
 def quantify(
@@ -384,7 +384,8 @@ def quantify(
         if trust is not None: trust = Trust(*(torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v) for v in (trust.distance, trust.refitted)), trust.limit)
         notes.append(f'{int((~ok).sum())} of {len(spectra)} spectra hold only zeros; they are NaN in the table.')
     reasons = judged(reasons, fitted, method, len(decoder.signals[0].names))
-    if method == 'network': notes.append('The errors are Cramér-Rao bounds at the estimate of the network; its own error is larger. Method hybrid gives errors that hold.')
+    if method == 'network': notes.append('The errors are those that the network states itself; they hold for spectra like those of its training.' if getattr(model, 'uncertain', False) else
+                                         'The errors are Cramér-Rao bounds at the estimate of the network; its own error is larger. Method hybrid gives errors that hold.')
     settings = describe_settings(spectra, basis, used, method, model, device)
     return Result(ready, decoder, fitted, method, settings, ready.notes + notes, reasons, used.window, trust, used if model is None else model.preset)
 

@@ -216,6 +216,9 @@ class Ensemble(Trained, nn.Module):
     def decoder(self): return self.models[0].decoder
 
     @property
+    def head(self): return self.models[0].head
+
+    @property
     def device(self): return self.models[0].device
 
     def __len__(self): return len(self.models)

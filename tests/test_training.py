@@ -14,6 +14,7 @@ from deepmrs.config import read_run
 from deepmrs.core import Acquisition, InputError, Spectra
 from deepmrs.fitting import fit
 from deepmrs.model import make_decoder
+from deepmrs.quantify import quantify
 from deepmrs.simulate import Simulator
 from deepmrs.training import Ensemble, Settings, build_model, correlation, get_priors, load_model, mixed_seed, read_log, shortened, train, train_from_config
 import deepmrs.training as training
@@ -439,3 +440,12 @@ def test_start_from(trained, tmp_path):
     assert loss(own) < 1.1*loss(model) and not same(state(own), state(model))
     with pytest.raises(InputError, match='other parameters'): train(toy().select(['NAA', 'Cr']), start_from=model, **TINY)
     with pytest.raises(InputError, match='one of its members'): train(toy(), start_from=Ensemble([model]), **TINY)
+
+
+def test_quantify_takes_the_errors_that_a_network_states(unsure):
+    b = of_all_qualities(unsure[0], 60)
+    data = Spectra(b.fids, acquisition=ACQ)
+    for model in (unsure[0], Ensemble(unsure)):
+        own, bound = quantify(data, model=model, method='network'), quantify(data, model=model, method='hybrid')
+        assert torch.allclose(own.sd.float(), model.uncertainty(own.spectra.fids)[:, :3], rtol=1e-3) and 'states itself' in own.notes[-1] and 'states' not in ' '.join(bound.notes)
+        assert torch.allclose(own.covariance, model.covariance(own.spectra.fids)[:, :3, :3], rtol=1e-3)
