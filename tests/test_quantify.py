@@ -173,7 +173,7 @@ def test_saved_files_say_what_was_done(tmp_path):
     basis, s, _ = brains(2)
     r = quantify(s, basis, baseline='stiff')
     r.save(tmp_path)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ['concentrations.csv', 'fit.nii.gz', 'quality.csv', 'run.json']
+    assert sorted(f.name for f in tmp_path.iterdir()) == ['concentrations.csv', 'fit.nii.gz', 'quality.csv', 'result.safetensors', 'run.json']
     run = json.loads((tmp_path/'run.json').read_text())
     assert run['preset']['baseline'] == 'stiff' and run['method'] == 'fit' and run['notes'] == r.notes and run['basis_names'] == basis.names and run['deepmrs'] and run['torch']
     back = pd.read_csv(tmp_path/'concentrations.csv')
