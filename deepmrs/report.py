@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['STATUS', 'MAIN', 'UNKNOWN', 'LIMIT', 'UNIT_SENTENCE', 'pm', 'number', 'shared_power', 'power_label', 'picture',
-           'fit_picture', 'correlation_picture', 'legend', 'ordered', 'cells', 'amounts_table', 'facts', 'grade',
-           'quality_facts', 'quality_table', 'checklist', 'flat', 'choices', 'worth_seeing', 'together', 'each_table',
-           'map_pictures', 'true_rows', 'truth_part', 'truth_pictures', 'cards', 'amounts_part', 'contents', 'headed',
-           'report']
+           'fit_picture', 'correlation_picture', 'legend', 'ordered', 'cells', 'amount_head', 'amounts_table', 'facts',
+           'grade', 'quality_facts', 'quality_table', 'checklist', 'flat', 'choices', 'worth_seeing', 'together',
+           'each_table', 'map_pictures', 'true_rows', 'truth_part', 'truth_pictures', 'cards', 'amounts_part',
+           'contents', 'headed', 'report']
 
 # %% ../nbs/62_report.ipynb #684222a8
 import base64
@@ -102,9 +102,11 @@ MAIN = (*TOTALS, 'Ins')  # what a summary shows
 
 def legend(frame, grey):
     "What the columns mean"
+    share = (' The next columns are of the posterior, the stated priors included: the interval that holds the amount with 95\u00a0% probability, and how much of what is known about it came from the data; '
+             'an amount that is mostly prior says little about this brain.') if 'data_share' in frame else ''
     ratio = ' Ratios are to tCr, their errors from the covariance of both.' if 'ratio_tCr' in frame else ''
     return ('± is one standard deviation, CRLB the same in percent of the amount: the Cramér-Rao bound at the estimate, all parameters of the model included. '
-            f'It holds noise and overlap, not errors of the model.{ratio} ∞ marks an amount of zero.' + (' Amounts with a bound above 50\u00a0% are grey.' if grey else ''))
+            f'It holds noise and overlap, not errors of the model.{ratio} ∞ marks an amount of zero.{share}' + (' Amounts with a bound above 50\u00a0% are grey.' if grey else ''))
 
 
 def ordered(frame):
@@ -117,14 +119,22 @@ def cells(frame, power):
     percent = lambda v: '∞' if np.isposinf(v) else number(v, '.0f') if not v < 9.95 else number(v, '.1f')
     out = [[pm(r.amplitude, r.sd, power), percent(r.crlb_percent)] for r in frame.itertuples()]
     if 'ratio_tCr' in frame: out = [c + [pm(r.ratio_tCr, r.ratio_tCr_sd)] for c, r in zip(out, frame.itertuples())]
+    if 'data_share' in frame:
+        share = lambda r: '' if math.isnan(r.data_share) else f'{100*max(r.data_share, 0):.0f}' + (' mostly prior' if r.mostly_prior else '')
+        out = [c + [f'{number(r.low95/10**power, ".3g")} … {number(r.high95/10**power, ".3g")}', share(r)] for c, r in zip(out, frame.itertuples())]
     return out
+
+
+def amount_head(frame, power):
+    "Headings of `cells`"
+    return [f'amount{power_label(power)}', 'CRLB %', *(['/ tCr'] if 'ratio_tCr' in frame else []), *(['95 % lie in', 'from data %'] if 'data_share' in frame else [])]
 
 
 def amounts_table(frame, power):
     "`head` and `rows` of the amounts of one spectrum"
     weak = lambda r: r.kind != 'total' and not r.crlb_percent <= 50
     rows = [{'cells': [r.metabolite, *c], 'cls': 'total' if r.kind == 'total' else 'weak' if weak(r) else ''} for r, c in zip(frame.itertuples(), cells(frame, power))]
-    return {'head': ['', f'amount{power_label(power)}', 'CRLB %', *(['/ tCr'] if 'ratio_tCr' in frame else [])], 'rows': rows}
+    return {'head': ['', *amount_head(frame, power)], 'rows': rows}
 
 
 def facts(pairs): return {'head': ['', ''], 'rows': [{'cells': [k, v], 'cls': ''} for k, v in pairs]}

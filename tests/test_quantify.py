@@ -19,7 +19,7 @@ from deepmrs.core import Acquisition, InputError, Spectra
 from deepmrs.demo import demo_spectra, healthy_priors
 from deepmrs.io import read_spectra, write_basis, write_spectra
 from deepmrs.model import make_decoder
-from deepmrs.quantify import covered, quantify, ratio, shorten, total_weights, weighted, writable_folder
+from deepmrs.quantify import load_result, covered, quantify, ratio, shorten, total_weights, weighted, writable_folder
 from deepmrs.simulate import Simulator
 from deepmrs.training import load_model
 
@@ -177,7 +177,8 @@ def test_saved_files_say_what_was_done(tmp_path):
     run = json.loads((tmp_path/'run.json').read_text())
     assert run['preset']['baseline'] == 'stiff' and run['method'] == 'fit' and run['notes'] == r.notes and run['basis_names'] == basis.names and run['deepmrs'] and run['torch']
     back = pd.read_csv(tmp_path/'concentrations.csv')
-    assert np.allclose(back.amplitude, r.to_frame().amplitude) and list(back.columns) == ['spectrum', 'metabolite', 'kind', 'amplitude', 'sd', 'crlb_percent', 'ratio_tCr', 'ratio_tCr_sd', 'status']
+    assert np.allclose(back.amplitude, r.to_frame().amplitude) and list(back.columns) == ['spectrum', 'metabolite', 'kind', 'amplitude', 'sd', 'crlb_percent', 'ratio_tCr', 'ratio_tCr_sd', 'posterior_mean', 'low95', 'high95', 'data_share',
+                                                                                                       'mostly_prior', 'status']
     fit = read_spectra(tmp_path/'fit.nii.gz')
     want = r.decoder(r.fit.params.float())
     assert torch.allclose(fit.fids, want, atol=1e-5*float(want.abs().max())) and fit.acquisition.dwell_time == ACQ.dwell_time
@@ -317,3 +318,36 @@ def test_the_model_without_its_network(default):
     assert np.allclose(t(r), t(plain), rtol=.1) and any('resampled' in n for n in r.notes)
     assert quantify(s[:1], model=model, method='fit', baseline='stiff').settings['preset']['baseline'] == 'stiff'
     with pytest.raises(InputError, match='leave them out'): quantify(s[:1], model=model, baseline='stiff')
+
+
+# ---- the posterior beside the estimate
+
+def test_the_posterior_stands_beside_the_estimate(tmp_path):
+    basis, s, truth = brains(12, 3.)
+    s = s.replace(torch.cat([s.fids[:11], 0*s.fids[:1]]))
+    r = quantify(s, basis)
+    frame = r.to_frame()
+    ok = frame[frame.spectrum != frame.spectrum.iloc[-1]]
+    assert ((ok.low95 <= ok.posterior_mean) & (ok.posterior_mean <= ok.high95) & (ok.low95 >= 0)).all()
+    assert ok.data_share[ok.kind != 'total'].between(-.2, 1.0001).all() and ok.data_share[ok.kind == 'total'].isna().all()
+    assert frame[~frame.index.isin(ok.index)].posterior_mean.isna().all() and not frame[~frame.index.isin(ok.index)].mostly_prior.any()
+    naa = ok[ok.metabolite == 'NAA']
+    assert (abs(naa.posterior_mean - naa.amplitude) < naa.sd).all() and (naa.data_share > .9).all()
+    t = truth[:11, :6].double()
+    inside = ((r.posterior.low[:11, :6] <= t) & (t <= r.posterior.high[:11, :6])).double().mean()
+    assert inside > .8
+    r.save(tmp_path)
+    pd.testing.assert_frame_equal(load_result(tmp_path).to_frame(), frame)
+    assert quantify(s, basis, posterior=False).posterior is None and 'low95' not in quantify(s, basis, posterior=False).to_frame()
+
+
+def test_the_posterior_knows_what_the_prior_said():
+    "At next to no signal, a weak metabolite is what the prior makes it"
+    from deepmrs.spins import simulate_basis
+    basis = simulate_basis(te1=.011, te2=.019, spectrometer_frequency=123.2, dwell_time=5e-4, points=1024)
+    d, _, _ = make_decoder(basis)
+    first = float(d.fids[basis.index('NAA'), 0].abs())
+    _, s, _ = brains(6, 2.*first, basis=basis)
+    frame = quantify(s, basis).to_frame()
+    weak, strong = frame[frame.metabolite.isin(['Glc', 'PE', 'Asp', 'Asc'])], frame[frame.metabolite == 'NAA']
+    assert weak.mostly_prior.mean() > .5 and not strong.mostly_prior.any()

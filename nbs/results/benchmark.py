@@ -92,7 +92,7 @@ def main():
     args = p.parse_args()
     torch.set_num_threads(1)
     devices = [d for d in ('cpu', 'cuda') if args.device in (d, 'both') and (d == 'cpu' or torch.cuda.is_available())]
-    sizes = {('bare', 'cpu'): 2000, ('bare', 'cuda'): 200_000, ('brain-3t', 'cpu'): 60, ('brain-3t', 'cuda'): 4000}
+    sizes = {('bare', 'cpu'): 2000, ('bare', 'cuda'): 200_000, ('brain-3t', 'cpu'): 60, ('brain-3t', 'cuda'): 16_000}
     rows = []
     for name, build in {'bare': bare, 'brain-3t': brain}.items():
         if args.only in (None, name): rows += [r for d in devices for r in measure(name, build(args.models), d, sizes[name, d], args.repeats)]
