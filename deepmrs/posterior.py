@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['NODES', 'WEIGHTS', 'REACH', 'QUANTILES', 'MOSTLY_PRIOR', 'truncated_moments', 'truncated_cdf', 'truncated_quantile',
            'BoxGaussian', 'box_gaussian', 'first_sites', 'Known', 'known', 'soft', 'expand', 'marginal_box',
-           'prior_variance', 'Posterior', 'posterior', 'draw']
+           'prior_variance', 'Posterior', 'posterior', 'guess', 'draw', 'log_guess']
 
 # %% ../nbs/51_posterior.ipynb #c97dfbf8
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -217,7 +217,7 @@ def marginal_box(
 ):
     "A `BoxGaussian` of all P parameters; sites only for the k that have an end"
     boxed = (torch.isfinite(low) | torch.isfinite(high)).any(0)
-    if bool(boxed.all()): return box_gaussian(precision, shift, low, high, sites)
+    if bool(boxed.all()) or not bool(boxed.any()): return box_gaussian(precision, shift, low, high, sites)
     k, u = torch.nonzero(boxed)[:, 0], torch.nonzero(~boxed)[:, 0]
     Luu, Luk = precision[:, u][:, :, u], precision[:, u][:, :, k]
     d = Luu.diagonal(dim1=-2, dim2=-1)
@@ -383,6 +383,31 @@ def _finish(problem, k, e, precision, shift, blind, unit, low, high, levels):
     return (mean*unit, sd*unit, C*two, q*unit[:, None], share, e.converged, low*unit, high*unit, e.centre*unit, e.width*unit, precision/two, shift/unit)
 
 # %% ../nbs/51_posterior.ipynb #ff48e775
+def guess(
+    post,  # `Posterior`
+    n,  # draws for each spectrum
+    generator,  # a `torch.Generator` on the device of the posterior
+):
+    "(draws [B, n, P], log of their probability density [B, n], up to a constant) from the copula"
+    post, root = _certain(post)
+    e = torch.randn(len(root), n, root.shape[-1], generator=generator, dtype=root.dtype, device=root.device)
+    z = e @ root.mT
+    m, s, lo, hi = (v[:, None] for v in (post.centre, post.width, post.low, post.high))
+    p = _above(z.abs())  # the far tail keeps its digits on either side
+    x = torch.where(z < 0, truncated_quantile(p, m, s, lo, hi), -truncated_quantile(p, -m, s, -hi, -lo))
+    return x, ((z**2 - ((x - m)/s)**2).sum(-1) - (e**2).sum(-1))/2
+
+
+def _certain(post):
+    "(the posterior with a standard normal in place of each parameter of which nothing is known, root of its correlations [B, P, P])"
+    bad = ~torch.isfinite(post.mean)
+    two, zero = bad[:, :, None] | bad[:, None, :], lambda v, fill=0.: torch.where(bad, fill, v)
+    C = torch.where(two, 0., post.covariance) + torch.diag_embed(bad.to(post.mean))
+    clean = replace(post, mean=zero(post.mean), centre=zero(post.centre), width=zero(post.width, 1.), shift=zero(post.shift), low=zero(post.low, -math.inf), high=zero(post.high, math.inf),
+                    precision=torch.where(two, 0., post.precision))
+    return clean, _root(C)/C.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
+
+
 def draw(
     post,  # `Posterior`
     n,  # draws for each spectrum
@@ -390,21 +415,25 @@ def draw(
     proposals=8,  # for each draw; 1 takes the guess as it is
 ):
     "n draws [B, n, P] from the posterior"
-    mean, C, lo, hi, m, s, L, h = (getattr(post, f) for f in ('mean', 'covariance', 'low', 'high', 'centre', 'width', 'precision', 'shift'))
-    bad = ~torch.isfinite(mean)
-    two = bad[:, :, None] | bad[:, None, :]
-    C = torch.where(two, 0., C) + torch.diag_embed(bad.to(C))
-    L, h, m, s = torch.where(two, 0., L), torch.where(bad, 0., h), torch.where(bad, 0., m), torch.where(bad, 1., s)
-    root = _root(C)/C.diagonal(dim1=-2, dim2=-1).sqrt()[..., None]
-    e = torch.randn(len(C), n*max(proposals, 1), C.shape[-1], generator=generator, dtype=C.dtype, device=C.device)
-    z = e @ root.mT
-    lo, hi, m_, s_ = (torch.where(bad, f, v)[:, None] for f, v in ((-math.inf, lo), (math.inf, hi), (0., m), (1., s)))
-    p = _above(z.abs())  # the far tail keeps its digits on either side
-    x = torch.where(z < 0, truncated_quantile(p, m_, s_, lo, hi), -truncated_quantile(p, -m_, s_, -hi, -lo))
+    x, density = guess(post, n*proposals, generator)
     if proposals > 1:
-        guess = ((z**2 - ((x - m_)/s_)**2).sum(-1) - (e**2).sum(-1))/2
-        y = x - torch.where(bad, 0., mean)[:, None]
-        target = -((y @ L)*y).sum(-1)/2 + (y @ (h - (L @ torch.where(bad, 0., mean)[..., None])[..., 0])[..., None])[..., 0]
-        pick = torch.multinomial(torch.softmax(target - guess, -1), n, replacement=True, generator=generator)
+        p = _certain(post)[0]
+        slope = p.shift - (p.precision @ p.mean[..., None])[..., 0]
+        y = x - p.mean[:, None]
+        target = -((y @ p.precision)*y).sum(-1)/2 + (y @ slope[..., None])[..., 0]
+        pick = torch.multinomial(torch.softmax(target - density, -1), n, replacement=True, generator=generator)
         x = x.gather(1, pick[..., None].expand(-1, -1, x.shape[-1]))
-    return torch.where(bad[:, None], math.nan, x)
+    return torch.where(torch.isfinite(post.mean)[:, None], x, math.nan)
+
+
+def log_guess(
+    post,  # `Posterior`, all of it known
+    x,  # parameters [B, n, P] inside the box
+):
+    "Log of the probability density [B, n] of the copula, as of `guess`"
+    post, root = _certain(post)
+    m, s, lo, hi = (v[:, None] for v in (post.centre, post.width, post.low, post.high))
+    p = truncated_cdf(x, m, s, lo, hi)
+    z = torch.where(p < .5, torch.special.ndtri(p), -torch.special.ndtri(1 - p)).clamp(-9, 9)
+    e = torch.linalg.solve_triangular(root, z.mT, upper=False)
+    return ((z**2 - ((x - m)/s)**2).sum(-1) - (e**2).sum(-2))/2
