@@ -24,6 +24,7 @@ FACE = {
     'write_basis': 'io',
     'write_spectra': 'io',
     'Decoder': 'decoder',
+    'adapt': 'model',
     'train': 'training',
     'load_model': 'training',
     'search': 'search',

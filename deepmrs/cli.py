@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['app', 'basis_app', 'Out', 'Dwell', 'Frequency', 'Echo', 'Key', 'READABLE', 'say', 'complain', 'main', 'options',
            'inputs', 'stem', 'folders', 'lacking', 'summary', 'quantify_file', 'attempt', 'quantify', 'number_or_name',
-           'listed', 'demo', 'train', 'run', 'search', 'evaluate', 'named_file', 'report', 'true_amounts', 'simulate',
-           'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
+           'chosen', 'listed', 'demo', 'train', 'run', 'search', 'evaluate', 'named_file', 'report', 'true_amounts',
+           'simulate', 'basis_simulate', 'basis_show', 'draw_basis', 'basis_convert']
 
 # %% ../nbs/71_cli.ipynb #50e00fe2
 import signal
@@ -150,9 +150,11 @@ def quantify(
     model: Annotated[Optional[str], typer.Option(help="Folder of a trained model, or 'default'.")] = None,
     water: Annotated[Optional[Path], typer.Option(help='Water reference: corrects eddy currents and phase.')] = None,
     method: Annotated[Optional[str], typer.Option(help='fit, network or hybrid; hybrid with a model, else fit.')] = None,
-    preset: Annotated[Optional[str], typer.Option(help='Named choices; brain-3t, or none for the bare model.')] = None,
-    baseline: Annotated[Optional[str], typer.Option(help='off, stiff, moderate, flexible, or parameters per ppm.')] = None,
-    macromolecules: Annotated[Optional[str], typer.Option(help='none, classical, summed, parametrised or measured.')] = None,
+    preset: Annotated[Optional[str], typer.Option(help='Named choices: brain-3t (default), brain-7t, rodent-9.4t, phantom, or none for the bare model.')] = None,
+    choose: Annotated[Optional[list[str]], typer.Option('--choose', help='One choice of the preset made otherwise, key=value, such as own_shift=0.008, lineshape=off or ratios=off; may be given several times.')] = None,
+    baseline: Annotated[Optional[str], typer.Option(help='off, stiff, moderate, flexible, auto, or parameters per ppm.')] = None,
+    macromolecules: Annotated[Optional[str], typer.Option(help='none, classical, brain, summed, parametrised or measured.')] = None,
+    posterior: Annotated[Optional[bool], typer.Option('--posterior/--no-posterior', help='Posterior mean, 95 % interval and data share beside each amount; default for up to 500 spectra by fit or hybrid.')] = None,
     measured: Annotated[Optional[Path], typer.Option(help='File with a measured macromolecule signal; it is resampled to the data.')] = None,
     dwell_time: Dwell = None, spectrometer_frequency: Frequency = None, echo_time: Echo = None, key: Key = None,
     centre_ppm: Annotated[Optional[float], typer.Option('--centre-ppm', help='Chemical shift at 0 Hz (ppm), when it is not what the file says.')] = None,
@@ -166,7 +168,7 @@ def quantify(
     given = {k: v for k, v in dict(dwell_time=dwell_time, spectrometer_frequency=spectrometer_frequency, echo_time=echo_time).items() if v is not None}
     found, mm = (p and read_basis(p, names=n, **lacking(p, given)) for p, n in ((basis, listed(names)), (measured, ['MM'])))
     ref = water and read_spectra(water, **lacking(water, given), dynamics='average')
-    choices = dict(model=model, water=ref, method=method, preset=preset, baseline=number_or_name(baseline), macromolecules=macromolecules, measured=mm, device=device)
+    choices = dict(model=model, water=ref, method=method, preset=chosen(preset, choose), posterior=posterior, baseline=number_or_name(baseline), macromolecules=macromolecules, measured=mm, device=device)
     writable_folder(out, leave=False)
     files, reading = inputs(data), given | dict(key=key, centre_ppm=centre_ppm, conjugate=conjugate, dynamics=dynamics)
     good = [attempt(path, place, reading, found, choices) for path, place in zip(files, folders(files, out))]
@@ -179,6 +181,14 @@ def number_or_name(text):
     "A baseline's name, or its number of parameters per ppm from text such as '4'"
     try: return text if text is None else float(text)
     except ValueError: return text
+
+
+def chosen(preset, choices):
+    "The preset, or an adapted one for texts such as 'own_shift=0.008'"
+    if not choices: return preset
+    from deepmrs.config import parse_change
+    from deepmrs.model import adapt
+    return adapt(preset or 'brain-3t', **dict(map(parse_change, choices)))
 
 
 def listed(text):
@@ -309,7 +319,7 @@ def simulate(
     out: Annotated[Path, typer.Argument(help='File to write: .nii.gz, .npz, .mat, jMRUI .txt, … ; the truth goes beside it as .csv.')],
     basis: Annotated[Optional[Path], typer.Option(help='Basis set; default one simulated at 3 T, PRESS, TE 30 ms.')] = None,
     count: Annotated[int, typer.Option(help='How many spectra.')] = 100,
-    preset: Annotated[str, typer.Option(help='brain-3t (with macromolecules and baseline) or none (bare model).')] = 'brain-3t',
+    preset: Annotated[str, typer.Option(help='brain-3t, brain-7t, rodent-9.4t, phantom, or none (bare model).')] = 'brain-3t',
     noise_sd: Annotated[Optional[float], typer.Option(help='Noise sd of each part of the FID; default a hundredth of the tallest first point.')] = None,
     seed: Annotated[int, typer.Option(help='Seed of the random numbers.')] = 0,
 ):

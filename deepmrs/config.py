@@ -37,7 +37,7 @@ def _noise_sd(v):
 
 def _baseline(v):
     "A name or a number"
-    if v is not None and v not in ('off', *STIFFNESS) and not (_number(v) and v > 0): raise ValueError(f'must be off, {", ".join(STIFFNESS)}, or a number of parameters per ppm')
+    if v is not None and v not in ('off', 'auto', *STIFFNESS) and not (_number(v) and v > 0): raise ValueError(f'must be off, {", ".join(STIFFNESS)}, auto, or a number of parameters per ppm')
     return v
 
 
@@ -188,7 +188,7 @@ class SpectraConfig(_Strict):
     acquisition: AcquisitionSource | None = Field(None, description='of the data; null: as their files or the basis set say')
     preset: Literal[tuple(PRESETS)] = Field('none', description='named choices for the model')
     macromolecules: _several(_macromolecules, {'type': ['string', 'object', 'null']}) = Field(None, description='overrules the preset: a name, or {"kind": …, "shift": …, "shape": …, …}')
-    baseline: _several(_baseline, {'type': ['string', 'number', 'null']}) = Field(None, description='off, stiff, moderate, flexible or parameters per ppm; overrules the preset')
+    baseline: _several(_baseline, {'type': ['string', 'number', 'null']}) = Field(None, description='off, stiff, moderate, flexible, auto or parameters per ppm; overrules the preset')
     measured: str | None = Field(None, description='file of the measured macromolecule signal, for "macromolecules": "measured"')
     mend_measured: bool = Field(True, description="move the peaks of the paper's mm.mat to where macromolecules are measured; false: as stored")
     simulated_macromolecules: _several(_macromolecules, {'type': ['string', 'object', 'null']}) = Field(None, description='the macromolecules in the simulated spectra, if not those of the model')
@@ -504,7 +504,7 @@ def put_key(run, key, value):
 def parse_change(text):
     "(key, value) of `key=value`; the value is JSON, or else plain text"
     key, eq, value = text.partition('=')
-    if not eq or not key.strip(): raise InputError(f'--set takes key=value, not {text!r}.')
+    if not eq or not key.strip(): raise InputError(f'A change is key=value, not {text!r}.')
     try: return key.strip(), json.loads(value)
     except json.JSONDecodeError: return key.strip(), value
 

@@ -393,8 +393,8 @@ def quantify(
     method=None,  # 'fit', 'network' or 'hybrid'; default hybrid with a model, else fit
     water=None,  # water reference: `Spectra` or a path
     preset=None,  # a name or a `Preset`; default brain-3t, with a model that of the model
-    baseline=None,  # overrules the preset: 'off', 'stiff', 'moderate', 'flexible', or a number of parameters per ppm
-    macromolecules=None,  # overrules the preset: 'none', 'measured', 'classical', 'summed', 'parametrised'
+    baseline=None,  # overrules the preset: 'off', 'stiff', 'moderate', 'flexible', 'auto', or a number of parameters per ppm
+    macromolecules=None,  # overrules the preset: 'none', 'measured', 'classical', 'brain', 'summed', 'parametrised'
     measured=None,  # measured macromolecule signal: FID [N] sampled as the data, a `Basis` or `Spectra` of one, or a path
     posterior=None,  # work out the posterior of the amounts? None: yes, for up to `MANY` spectra by fit or hybrid
     device=None,  # 'cpu', 'cuda', …; default the GPU if there is one
