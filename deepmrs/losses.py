@@ -179,7 +179,7 @@ def make_loss(
     else:
         inside = window_points(decoder.acquisition, window)
         keep = slice(int(inside[0]), int(inside[-1]) + 1)
-        small = reduced(decoder, inside) if decoder.acquisition.points*decoder.acquisition.dwell_time >= RINGING else None
+        small = reduced(decoder, inside.to(decoder.fids.device)) if decoder.acquisition.points*decoder.acquisition.dwell_time >= RINGING else None
         data = lambda look: window_loss(look, keep, small)
     extra = [] if regularised is None else [(0.5*residual, lambda look: regularised_loss(look, regularised, first, last, keep))]
     return Loss([(residual, data), (parameters, lambda look: parameter_loss(look, sd)), (likelihood, lambda look: likelihood_loss(look, sd)), *extra])

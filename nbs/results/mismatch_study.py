@@ -131,6 +131,12 @@ def judge(basis, preset, choices, fids, truth):
                              coverage95=(z.abs() < 1.96).double().mean(0), converged=f.converged.double().mean().item())).assign(relative=lambda v: v.rmse/v.truth), seconds
 
 
+def put(path, table):
+    "Add rows to the file; rows of the same case are replaced"
+    if path.exists(): table = pd.concat([pd.read_csv(path), table]).drop_duplicates(['preset', 'choices', 'amounts', 'snr', 'metabolite'], keep='last')
+    table.to_csv(path, index=False, float_format='%.5g')
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, default=HERE/'mismatch_study.csv')
@@ -151,15 +157,11 @@ def main():
                 for name, choices in (j for j in jobs if j[0] == preset):
                     t, seconds = judge(basis, name, choices, fids, truth)
                     label = ', '.join(f'{k} {v}' for k, v in choices.items()) or 'as it is'
+                    if args.only is None and tables: put(args.out, pd.concat(tables, ignore_index=True))
                     tables.append(t.assign(preset=name, choices=label, amounts=kind, snr=snr, spectra=args.n, seconds=seconds))
                     print(f'{name:12s} {label:40s} {kind:8s} SNR {snr:5g}: error {t.relative.median():.3f}, totals {t.relative[-4:].mean():.3f}, bias of totals {(t.bias/t.truth)[-4:].abs().mean():.3f}, '
                           f'error/bar {t.error_over_sd.median():.2f}, coverage {t.coverage95.median():.2f}, {1/seconds:.0f}/s', flush=True)
-    table = pd.concat(tables, ignore_index=True)
-    if args.out.exists() and args.only is None:
-        old = pd.read_csv(args.out)
-        keys = ['preset', 'choices', 'amounts', 'snr', 'metabolite']
-        table = pd.concat([old, table]).drop_duplicates(keys, keep='last')
-    if args.only is None: table.to_csv(args.out, index=False, float_format='%.5g')
+    if args.only is None: put(args.out, pd.concat(tables, ignore_index=True))
 
 
 if __name__ == '__main__': main()
