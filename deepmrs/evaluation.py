@@ -205,7 +205,7 @@ def headline(
     return out.sort_index(ascending=[False, True])
 
 # %% ../nbs/61_evaluation.ipynb #3770e90c
-COLOURS = {'fit': '#0072b2', 'network': '#d55e00', 'hybrid': '#009e73', 'prior': '0.55'}
+COLOURS = {'fit': '#0072b2', 'network': '#d55e00', 'hybrid': '#009e73', 'fit_truncated': '#cc79a7', 'prior': '0.55'}
 
 
 def plot_true_estimated(

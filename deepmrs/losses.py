@@ -148,6 +148,7 @@ def regularised_loss(
     if keep is None: power = (torch.view_as_real(r).square().sum(-1)*w)[:, first:last].sum(-1)/w[:, first:last].sum(-1).clamp_min(1.)/2
     else: power = torch.view_as_real(fid_to_spectrum(r*w.clamp_min(1e-12).sqrt())[:, keep]).square().mean((1, 2))/w.sum(-1).clamp_min(1.)
     price = weight*tr if look.noise is None else weight*tr*(look.noise/look.variance).clamp_min(1e-4)  # even without any noise it has a price
+    if keep is not None: price = price*r.shape[-1]/len(range(*keep.indices(r.shape[-1])) if isinstance(keep, slice) else keep)  # a window holds the signal in fewer points
     return (power/look.variance + price).mean()
 
 # %% ../nbs/31_losses.ipynb #6ad8f7eb

@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULES', 'FORMAT', 'Reader', 'Trained', 'match_measured', 'Model', 'Ensemble', 'Simulated', 'power', 'Measured',
            'Settings', 'mixed_seed', 'Clock', 'LitModel', 'error_over_sd', 'correlation', 'run_training', 'read_log',
-           'get_priors', 'shortened', 'noise_range', 'build_model', 'take_over', 'train', 'train_from_config',
-           'save_model', 'load_model']
+           'get_priors', 'shortened', 'noise_range', 'build_model', 'take_over', 'train', 'save_model', 'load_model']
 
 # %% ../nbs/40_training.ipynb #d1db2986
 import copy
@@ -515,7 +514,7 @@ def run_training(
         except SystemExit:
             if not trainer.interrupted: raise
             raise KeyboardInterrupt(f'The training was interrupted after {lit.global_step} steps; go on with the same call and resume=True (its checkpoint is {last}).') from None
-    if not checkpoints.best_model_path: raise InputError('The validation loss was never a number: the training diverged; lower the learning rate or set clip to 1.')
+    if not checkpoints.best_model_path or not math.isfinite(float(checkpoints.best_model_score)): raise InputError('The validation loss was never a number: the training diverged; lower the learning rate or set clip to 1.')
     state = torch.load(checkpoints.best_model_path, map_location='cpu', weights_only=True)['state_dict']
     lit.model.load_state_dict({k.removeprefix('model.'): v for k, v in state.items() if k.startswith('model.')})
     lit.model.half = False
@@ -668,40 +667,6 @@ def _like(model):
     "(encoder, options, points, normalise) of a model, as `build_model` takes them"
     options = model.card.get('encoder', {}).get('options')
     return (copy.deepcopy(model.encoder), None, model.points, model.normalise) if options is None else (type(model.encoder), options, model.points, model.normalise)
-
-# %% ../nbs/40_training.ipynb #a0dab6c8
-def train_from_config(
-    config,  # a `RunConfig`
-    resume=False,  # go on from the last checkpoint in its `out`?
-):
-    "A trained `Model`"
-    acquisition = {} if config.acquisition is None else {k: v for k, v in vars(config.acquisition).items() if v is not None}
-    spectra, measured, basis = None, None, _config_basis(config)
-    if config.data is not None:
-        from deepmrs.io import read_spectra
-        spectra = read_spectra([config.find(p) for p in config.data], **acquisition)
-    acq = spectra.acquisition if spectra is not None else dataclasses.replace(basis.acquisition, **acquisition)
-    if config.macromolecules == 'measured':
-        if config.measured is None: raise InputError('"macromolecules": "measured" needs the file of the signal in "measured".')
-        from deepmrs.io import read_basis, read_paper_mm
-        path = config.find(config.measured)
-        mm = read_paper_mm(path) if path.name == 'mm.mat' else read_basis(path, names=['MM'])
-        measured = match_basis(mm, acq).fids[0]
-    same = {f.name for f in dataclasses.fields(Settings)} | {'preset', 'macromolecules', 'baseline', 'priors', 'noise_sd', 'noise', 'points', 'normalise', 'out'}
-    name, options = config.encoder['name'], {k: v for k, v in config.encoder.items() if k != 'name'}
-    return train(basis, spectra, measured=measured, acquisition=acq, encoder=name, encoder_options=options, resume=resume, **{k: getattr(config, k) for k in same if hasattr(config, k)})
-
-
-def _config_basis(config):
-    "The basis set of a run: simulated or read"
-    about = config.basis
-    if about.simulate is not None:
-        from deepmrs.spins import simulate_basis
-        basis = simulate_basis(**vars(about.simulate))
-    else:
-        from deepmrs.io import read_basis
-        basis = read_basis(config.find(about.path), dwell_time=about.dwell_time, spectrometer_frequency=about.spectrometer_frequency, names=about.names)
-    return basis if about.only is None else basis.select(about.only)
 
 # %% ../nbs/40_training.ipynb #c31a31c5
 FORMAT = 1  # of the card

@@ -16,7 +16,7 @@ from deepmrs.fitting import fit
 from deepmrs.model import make_decoder
 from deepmrs.quantify import quantify
 from deepmrs.simulate import Simulator
-from deepmrs.training import Ensemble, Settings, build_model, correlation, get_priors, load_model, mixed_seed, read_log, shortened, train, train_from_config
+from deepmrs.training import Ensemble, Settings, build_model, correlation, get_priors, load_model, mixed_seed, read_log, shortened, train
 import deepmrs.training as training
 
 ACQ = Acquisition(5e-4, 123.2, 512, echo_time=0.03)
@@ -265,19 +265,6 @@ def test_seeds_differ():
     assert all(0 <= mixed_seed(s, i) < 2**63 for s in (0, 7, 2**31) for i in (0, 2**40))
 
 
-def test_from_a_run_file(tmp_path):
-    pytest.importorskip('deepmrs.spins')
-    run = {'basis': {'simulate': {'names': ['NAA', 'Cr', 'GPC'], 'sequence': 'press', 'echo_time': .03, 'points': 512, 'dwell_time': 5e-4}}, 'points': 256, 'out': str(tmp_path/'m'), 'max_epochs': 1,
-           'spectra_per_epoch': 128, 'batch_size': 64, 'validation': 64, 'progress': False, 'encoder': {'name': 'convnet', 'channels': [8, 16, 24]}, 'priors': {'from': 'brain', 'shift': [-2, 2]}}
-    (tmp_path/'run.json').write_text(json.dumps(run))
-    model = train_from_config(read_run(tmp_path/'run.json'))
-    assert model.names == ['NAA', 'Cr', 'GPC'] and load_model(tmp_path/'m').card['priors']['shift']['high'] == 2
-    from deepmrs.io import write_spectra
-    write_spectra(Spectra(simulated_from(model), acquisition=model.acquisition), tmp_path/'x.nii.gz')
-    more = train_from_config(read_run(run | {'data': [str(tmp_path/'x.nii.gz')], 'out': None}))
-    assert more.card['training']['data'] == '40 measured'
-
-
 def simulated_from(model): return Simulator(model.decoder, get_priors('brain', model.decoder), 1.)(40, torch.Generator().manual_seed(0)).fids
 
 
@@ -449,3 +436,18 @@ def test_quantify_takes_the_errors_that_a_network_states(unsure):
         own, bound = quantify(data, model=model, method='network'), quantify(data, model=model, method='hybrid')
         assert torch.allclose(own.sd.float(), model.uncertainty(own.spectra.fids)[:, :3], rtol=1e-3) and 'states itself' in own.notes[-1] and 'states' not in ' '.join(bound.notes)
         assert torch.allclose(own.covariance, model.covariance(own.spectra.fids)[:, :3, :3], rtol=1e-3)
+
+
+def test_a_training_that_diverges_says_so(tmp_path):
+    with pytest.raises(InputError, match='diverged'): quick(out=tmp_path, learning_rate=1e30, max_epochs=2)
+
+
+@pytest.mark.parametrize('window', [None, (.2, 4.2)])
+def test_the_gradient_of_a_long_truncation_is_finite(window):
+    from deepmrs.losses import Look, make_loss
+    d = make_decoder(toy(), preset='none', macromolecules_kind='regularised')[0]
+    x = torch.rand(3, d.layout.size).requires_grad_()
+    tr = torch.tensor([1e-4, .1, .9], requires_grad=True)
+    look = Look(d, x, d(torch.rand(3, d.layout.size)).detach(), torch.ones(3), noise=torch.ones(3), extras={'truncation': tr})
+    make_loss(d, torch.ones(d.layout.size), 1., 0., window, regularised=3.)(look).backward()
+    assert torch.isfinite(x.grad).all() and torch.isfinite(tr.grad).all()
