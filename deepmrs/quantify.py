@@ -205,7 +205,7 @@ def quality(result):
     frame['noise_sd'], frame['steps'], frame['converged'] = f.noise.cpu().numpy(), f.steps.cpu().numpy(), f.converged.cpu().numpy()
     if f.stiffness is not None: frame['baseline_per_ppm'] = f.stiffness.cpu().numpy()
     if result.trust is not None:
-        frame['network_distance'], frame['network_flagged'] = result.trust.distance.numpy(), result.trust.flagged.numpy()
+        frame['network_distance'], frame['misfit'], frame['network_flagged'] = result.trust.distance.numpy(), result.trust.misfit.numpy(), result.trust.flagged.numpy()
         if result.method == 'hybrid': frame['refitted'] = result.trust.refitted.numpy()
     frame['status'] = result.reasons
     return frame
@@ -354,7 +354,7 @@ def trust_notes(trust, method):
     "Sentences on spectra that the network does not know"
     far, again = int(trust.flagged.sum()), int(trust.refitted.sum())
     if method == 'network':
-        return [f'In {far} of {len(trust.distance)} spectra the network\'s amounts lie about {FAR:g} error bars or more from where a fit would go (network_flagged in the quality table); use method hybrid for those.'] if far else []
+        return [f'In {far} of {len(trust.distance)} spectra the network\'s amounts lie more than {FAR:g} error bars from where a fit would go, or the residual is more than noise (network_flagged in the quality table); use method hybrid for those.'] if far else []
     return [f'{again} of {len(trust.distance)} spectra are unlike what the network knows; they were fitted from a start of their own, too, and the better fit was kept (refitted in the quality table).'] if again else []
 
 # %% ../nbs/60_quantify.ipynb #3e50e0cb
@@ -423,13 +423,13 @@ def quantify(
     if posterior or posterior is None and method != 'network' and len(ready) <= MANY: known = beliefs(decoder, ready.fids.to(device), fitted, used.window).each(torch.Tensor.cpu)
     fitted, decoder = fitted.each(torch.Tensor.cpu), decoder.cpu()
     if trust is not None:
-        trust = Trust(trust.distance.cpu(), trust.refitted.cpu(), trust.limit)
+        trust = trust.each(torch.Tensor.cpu)
         notes += trust_notes(trust, method)
     if not ok.all():
         fids = torch.zeros(len(spectra), ready.fids.shape[-1], dtype=ready.fids.dtype)
         fids[ok] = ready.fids
         ready, fitted = spectra.replace(fids, notes=ready.notes), scatter_fit(fitted, ok)
-        if trust is not None: trust = Trust(*(torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v) for v in (trust.distance, trust.refitted)), trust.limit)
+        if trust is not None: trust = trust.each(lambda v: torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v))
         if known is not None: known = known.each(lambda v: v.new_full((len(ok), *v.shape[1:]), math.nan).index_copy(0, torch.nonzero(ok)[:, 0], v))
         notes.append(f'{int((~ok).sum())} of {len(spectra)} spectra hold only zeros; they are NaN in the table.')
     reasons = judged(reasons, fitted, method, len(decoder.signals[0].names))
@@ -599,9 +599,9 @@ def save_state(
     s, d, f, t = result.spectra, result.decoder, result.fit, result.trust
     tensors = {'fids': torch.view_as_real(s.fids.cpu()), 'decoder': torch.view_as_real(d.fids.cpu())} | {f'fit.{k}': v.cpu() for k, v in vars(f).items() if v is not None}
     if len(s) > 2000: tensors['fit.covariance'] = tensors['fit.covariance'].float()
-    if t is not None: tensors |= {'trust.distance': t.distance, 'trust.refitted': t.refitted}
+    if t is not None: tensors |= {f'trust.{k}': v for k, v in vars(t).items()}
     if result.posterior is not None: tensors |= {f'posterior.{k}': v for k, v in vars(result.posterior).items()}
-    card = {'format': RESULT_FORMAT, 'method': result.method, 'settings': result.settings, 'notes': result.notes, 'reasons': result.reasons, 'window': result.window, 'trust_limit': None if t is None else t.limit,
+    card = {'format': RESULT_FORMAT, 'method': result.method, 'settings': result.settings, 'notes': result.notes, 'reasons': result.reasons, 'window': result.window,
             'acquisition': vars(s.acquisition), 'names': s.names, 'shape': s.shape, 'affine': None if s.affine is None else np.asarray(s.affine, dtype=np.float64).tolist(), 'source': s.source,
             'decoder': {'names': result.names, 'acquisition': vars(d.acquisition), 'layout': d.layout.labels, 'preset': _preset_card(result.preset)}}
     with replacing(path) as file: file.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, {'card': json.dumps(card, default=str)}))
@@ -635,7 +635,7 @@ def load_result(
         affine = None if card['affine'] is None else np.array(card['affine'])
         spectra = Spectra(torch.view_as_complex(tensors['fids']), acquisition=Acquisition(**card['acquisition']), names=card['names'], shape=tuple(card['shape']), affine=affine, source=card['source'], notes=card['notes'])
         fitted = Fit(**{k.removeprefix('fit.'): v.double() if k == 'fit.covariance' else v for k, v in tensors.items() if k.startswith('fit.')})
-        trust = Trust(tensors['trust.distance'], tensors['trust.refitted'], card['trust_limit']) if 'trust.distance' in tensors else None
+        trust = Trust(**{k.removeprefix('trust.'): v for k, v in tensors.items() if k.startswith('trust.')}) if 'trust.distance' in tensors else None
         known = Beliefs(**{k.removeprefix('posterior.'): v for k, v in tensors.items() if k.startswith('posterior.')}) if 'posterior.mean' in tensors else None
         return Result(spectra, decoder, fitted, card['method'], card['settings'], card['notes'], card['reasons'], None if card['window'] is None else tuple(card['window']), trust, preset, known)
     except (KeyError, TypeError, ValueError, RuntimeError) as e:
