@@ -3,6 +3,7 @@
     python nbs/results/benchmark.py                       # fit; network with the weights it is born with (speed does not care)
     python nbs/results/benchmark.py --models models       # networks trained by bare_study_run.py: hybrid too
     python nbs/results/benchmark.py --only brain-3t --device cuda
+    python nbs/results/benchmark.py --simulate            # how fast noisy spectra of 1,024 points are made, nothing else
 
 `bare`: 19 metabolites and macromolecules, one shift, damping, phase, 1,024 points; white noise, SNR of NAA 30. `brain-3t`: the complete model
 with baseline, 2,048 points, the model that comes with deepmrs. fit: start, steps to convergence, covariance. network: amounts and error bars;
@@ -82,17 +83,31 @@ def measure(name, case, device, spectra, repeats):
     return rows
 
 
+def simulation(device, spectra, repeats):
+    "Row of the table: parameters drawn from the paper's ranges, decoded, white noise added"
+    _, _, sim, _, _ = bare(None)
+    decoder, g = sim.decoder.to(device), torch.Generator(device).manual_seed(1)
+    seconds, best, _ = clock(lambda like: sim(spectra, g).fids, decoder.fids, repeats)
+    row = {'device': torch.cuda.get_device_name() if device == 'cuda' else cpu_name(), 'cores': torch.get_num_threads() if device == 'cpu' else 0, 'model': 'bare', 'points': decoder.acquisition.points,
+           'amplitudes': decoder.linear, 'parameters': decoder.layout.size, 'method': 'simulate', 'spectra': spectra, 'seconds': seconds, 'spectra_per_second': round(spectra/seconds), 'best': round(spectra/best), 'torch': torch.__version__}
+    print(f'{row["device"]:28.28s} simulate {row["spectra_per_second"]:>10,d} spectra of {row["points"]:,} points a second, {60*row["spectra_per_second"]/1e6:,.1f} million a minute', flush=True)
+    return row
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     p.add_argument('--models', type=Path, help='folder of networks trained by bare_study_run.py')
-    p.add_argument('--out', type=Path, default=HERE/'benchmark.csv')
+    p.add_argument('--out', type=Path, help='default benchmark.csv (benchmark_simulate.csv) beside this script')
     p.add_argument('--device', choices=('cpu', 'cuda', 'both'), default='both', help='both: the GPU if there is one')
     p.add_argument('--only', choices=('bare', 'brain-3t'))
+    p.add_argument('--simulate', action='store_true', help='time the simulation of spectra instead')
     p.add_argument('--repeats', type=int, default=5)
     args = p.parse_args()
     torch.set_num_threads(1)
+    args.out = args.out or HERE/('benchmark_simulate.csv' if args.simulate else 'benchmark.csv')
     devices = [d for d in ('cpu', 'cuda') if args.device in (d, 'both') and (d == 'cpu' or torch.cuda.is_available())]
     sizes = {('bare', 'cpu'): 2000, ('bare', 'cuda'): 200_000, ('brain-3t', 'cpu'): 60, ('brain-3t', 'cuda'): 16_000}
+    if args.simulate: return put(args.out, pd.DataFrame([simulation(d, {'cpu': 2048, 'cuda': 262_144}[d], args.repeats) for d in devices]), ('device', 'cores', 'model', 'method'))
     rows = []
     for name, build in {'bare': bare, 'brain-3t': brain}.items():
         if args.only in (None, name): rows += [r for d in devices for r in measure(name, build(args.models), d, sizes[name, d], args.repeats)]

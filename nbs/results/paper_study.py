@@ -3,11 +3,16 @@
     python nbs/results/paper_study.py --basis paper.npz --budget-minutes 20 --side-by-side 4     # on a GPU
     python nbs/results/paper_study.py --pack paper.npz                                           # make that file from ../shared/data
     python nbs/results/paper_study.py --list                                                     # what is done, what is missing
+    python nbs/results/paper_study.py --limit --basis paper.npz                                  # the Bayes limit, white noise; any CPU, a minute
 
 Rows go to paper_study.csv as they come; what is there already is skipped, so a later call adds what is missing, the most important first.
 Each network sees spectra of one kind of noise, white or as the paper's code makes it (fading with the signal), sd 1 per real number, and is
 tested on 10,000 spectra, the same for all of one basis set and noise. Beside it stand, on these spectra, `fit` and `hybrid` with the
 macromolecules of its own model, and `prior`, the middle of the ranges. RMSE/CRLB is over the bound of the model that made the spectra.
+
+`--limit` writes paper_study_limit.csv: the posterior mean under the ranges from which the spectra were drawn, with the model that made them. No
+estimate has a smaller expected squared error. On a GPU its spectra are those of the networks; a CPU's random numbers differ, so there they
+are others of the same kind, and `fit` on them, which stands beside, shows how much that matters.
 """
 import argparse
 import subprocess
@@ -23,6 +28,7 @@ import torch
 
 from bare_study_run import NAMES, POINTS, make, paper_set, simulated_set
 from deepmrs.model import make_decoder
+from deepmrs.posterior import posterior
 from deepmrs.runs import compare, make_test_set, model_priors
 from deepmrs.simulate import Simulator, paper_priors
 from deepmrs.training import train
@@ -80,6 +86,26 @@ def work(job, args):
     return table[COLUMNS]
 
 
+def limit(name, args):
+    "The posterior mean, and the fit, on the test spectra of one basis set with white noise; a table with the columns of the study and `data_share`"
+    basis, mm = simulated_set() if name == 'simulated' else paper_set(args.basis)
+    device, decoder = torch.device('cuda' if torch.cuda.is_available() else 'cpu'), make(basis, mm)
+    simulator = Simulator(decoder, paper_priors(decoder), NOISE_SD)
+    simulator.decoder.to(device)
+    tests = make_test_set(simulator, args.tests, points=POINTS)
+    table, fits = compare(tests, decoder, None, ('fit',))
+    tic = time.perf_counter()
+    post = posterior(decoder, tests.seen, fits['fit'], prior=paper_priors(decoder))
+    seconds = time.perf_counter() - tic + table.seconds.iloc[0]
+    if not bool(post.converged.all()): print(f'{name}: {int((~post.converged).sum())} of {args.tests} posteriors have not converged', flush=True)
+    share = dict(zip(decoder.names, post.data_share.median(0).values.tolist()))
+    best, _ = compare(tests, decoder, None, (), answers={'limit': post.mean[:, :decoder.linear]})
+    best = best.assign(spectra_per_second=args.tests/seconds, data_share=best.metabolite.map(share))
+    rows = pd.concat([best, table], ignore_index=True).assign(basis=name, run='nMM', encoder='none', macromolecules=RUNS['nMM'], spectra_seen=np.nan, precision='', train_seconds=np.nan)
+    print(f'{name}: {args.tests:,} spectra, {args.tests/seconds:,.0f} a second ({device}); median RMSE/sd of the prior: ' + ', '.join(f'{m} {v:.3f}' for m, v in rows.groupby('method').rmse_over_prior_sd.median().items()), flush=True)
+    return rows[[*COLUMNS, 'data_share']]
+
+
 def append(path, new):
     "Add rows; rows of the same networks are replaced"
     if path.exists():
@@ -106,17 +132,19 @@ def launch(job, args, until):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--out', type=Path, default=HERE/'paper_study.csv')
+    p.add_argument('--out', type=Path, help='default paper_study.csv (paper_study_limit.csv) beside this script')
     p.add_argument('--basis', help="the paper's basis set as packed by --pack; default its own files, if they are there")
     p.add_argument('--pack', type=Path, help="write the paper's basis set and macromolecules to an .npz and stop")
     p.add_argument('--list', action='store_true', help='say what is missing and stop')
     p.add_argument('--only', help='one network, basis/run/encoder/noise, in this process')
+    p.add_argument('--limit', action='store_true', help='the Bayes limit instead of networks, to paper_study_limit.csv')
     p.add_argument('--budget-minutes', type=float, default=20.)
     p.add_argument('--side-by-side', type=int, default=1, help='light networks trained at a time')
     p.add_argument('--spectra', type=int, default=20_000_000); p.add_argument('--heavy-spectra', type=int, default=5_000_000, help='for mixer and convnext')
     p.add_argument('--batch', type=int, default=2048); p.add_argument('--tests', type=int, default=10_000)
     args = p.parse_args()
     args.basis = args.basis and str(Path(args.basis).resolve())
+    args.out = args.out or HERE/('paper_study_limit.csv' if args.limit else 'paper_study.csv')
     if args.pack:
         basis, mm = paper_set()
         return np.savez(args.pack, fids=torch.cat([basis.fids, mm[None].to(basis.fids)]).numpy(), names=NAMES + ['MM'], dwell_time=2.5e-4, spectrometer_frequency=123.23)
@@ -124,8 +152,11 @@ def main():
         job = tuple(args.only.split('/'))
         if job not in ORDER: raise SystemExit(f'There is no network {args.only}; there are {", ".join("/".join(j) for j in ORDER)}.')
         return append(args.out, work(job, args))
-    have = done(args.out)
     paper = bool(args.basis) or paper_set() is not None
+    if args.limit:
+        for name in ('paper', 'simulated') if paper else ('simulated',): append(args.out, limit(name, args))
+        return
+    have = done(args.out)
     todo = [j for j in ORDER if key(j) not in have and (paper or j[0] != 'paper')]
     if not paper: print("The paper's basis set is not there (give --basis); only the simulated one is used.")
     if args.list: return print('missing:', *('/'.join(j) for j in todo), sep='\n  ')
