@@ -25,7 +25,7 @@ def box_qp(
     H,  # positive definite matrices [B, P, P]
     g,  # gradients [B, P]
     low, high,  # bounds on the step [B, P]; low ≤ 0 ≤ high
-    max_rounds=60,
+    max_rounds=30,  # of exchanging many at a time; rows that are not settled by then are walked bound by bound
 ):
     "Steps δ [B, P] that minimise ½δᵀHδ + gᵀδ within the bounds"
     P = H.shape[-1]
@@ -52,7 +52,24 @@ def box_qp(
         last = P - 1 - (new != state).flip(-1).to(torch.int8).argmax(-1, keepdim=True)
         single = state.scatter(-1, last, new.gather(-1, last))
         at[todo] = torch.where((patience[todo] > 0)[:, None], new, single)
+    else: out[todo] = _bound_by_bound(H[todo], g[todo], low[todo], high[todo], out[todo])
     return out*s
+
+
+def _bound_by_bound(h, g, low, high, x):
+    "The same by the active-set method: from x towards the minimum of the free ones up to the first bound; then the bound that pushes most is left"
+    state = (x >= high).to(torch.int8) - (x <= low).to(torch.int8)
+    for _ in range(20*x.shape[-1]):
+        target, y = _solve_free(h, g, state, low, high)
+        way = torch.where(state == 0, target - x, torch.zeros_like(x))
+        room = torch.where(way > 0, (high - x)/way, torch.where(way < 0, (low - x)/way, torch.full_like(x, math.inf)))
+        share, first = room.clamp_min(0).min(-1, keepdim=True)
+        x = (x + share.clamp_max(1)*way).clamp(low, high)
+        most, which = (state*y).max(-1, keepdim=True)  # the slope away from a bound
+        stopped, leave = share < 1, most > 1e-10*(1 + y.abs().amax(-1, keepdim=True))
+        if not (stopped | leave).any(): break
+        state = torch.where(stopped, state.scatter(-1, first, way.gather(-1, first).sign().to(torch.int8)), torch.where(leave, state.scatter(-1, which, 0), state))
+    return x
 
 
 def _solve_free(h, g, state, low, high):
@@ -321,14 +338,18 @@ def gauss_newton(
         xt = xa + step
         ct, gt, Ht = problem.normal(work(xt), rows[todo])
         total = ct + ((xt*(La @ xt[..., None])[..., 0]).sum(-1)/2 - (xt*ba).sum(-1) if soft else 0.)
-        good = total <= base + 1e-6*energy[todo]
+        g_end = gt + (La @ xt[..., None])[..., 0] - ba if soft else gt
+        blurred = variance if problem.table is None else torch.maximum(variance, 1e-6*energy[todo])  # costs that are nearer to each other than that leave no digits
+        brought = torch.where(length < blurred, -((ga + g_end)*step).sum(-1)/2, base - total)  # short steps by the trapezoidal rule
+        gain = brought/(-(ga*step).sum(-1) - length/2).clamp_min(1e-300)  # what the step brought over what it promised
+        good = gain > 0
         k = todo[good]
         x[k], c[k], g[k], H[k] = xt[good], ct[good], gt[good], Ht[good]
         steps[todo] += 1
         failed[todo] = torch.where(good, 0, failed[todo] + 1)
-        ended = good & (length < tolerance**2*variance) & (lam[todo] < 0.1)
-        lam[todo] = torch.where(good, (lam[todo]/8).clamp_min(1e-8), lam[todo]*10)
-        done[todo] = ended | (length < 1e-3*tolerance**2*variance)
+        ended = (length < tolerance**2*variance) & (lam[todo] < 0.1)
+        lam[todo] = torch.where(~good, lam[todo]*10, torch.where(gain > .5, (lam[todo]/8).clamp_min(1e-8), torch.where(gain < .25, lam[todo]*6, lam[todo])))
+        done[todo] = ended | (length < torch.maximum(1e-3*tolerance**2*variance, 1e-12*energy[todo]))  # a millionth of the data is as near as single precision goes
         todo = todo[~(done[todo] | (failed[todo] > 12))]
         if len(todo) == 0: break
     return x, steps, done, c, H, H + L if soft else H
