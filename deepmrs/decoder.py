@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 import torch
+from scipy.fft import next_fast_len
 from torch import nn
 
 from .core import InputError, fid_to_spectrum, spectrum_to_fid
@@ -521,7 +522,7 @@ def reduced(
     acq, N = decoder.acquisition, decoder.acquisition.points
     edge = max(int(margin*N*acq.dwell_time), 4)
     low, n = int(keep[0]) - edge, len(keep) + 2*edge
-    n += n % 2
+    while n % 2 or next_fast_len(n, real=True) != n: n += 1  # FFTs of other lengths take twice the time
     if low < 0 or low + n > N or n > 0.6*N: return None
     band = slice(low, low + n)
     rise = torch.sin(torch.linspace(0, math.pi/2, edge, device=keep.device))**2

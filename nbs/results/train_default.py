@@ -68,6 +68,7 @@ def main():
     p.add_argument('--channels', default=','.join(map(str, CHANNELS)), help='of the ConvNet')
     p.add_argument('--parameter-weight', type=float, default=0.02, help='of the supervised loss beside the residual')
     p.add_argument('--snr', default='5,150', help='range of the SNR of NAA')
+    p.add_argument('--uncertainty', action='store_true', help='the network states its own error, too')
     p.add_argument('--compile', action='store_true')
     p.add_argument('--resume', action='store_true')
     p.add_argument('--basis', help='a basis set file, instead of simulating one')
@@ -85,7 +86,7 @@ def main():
     tic = time.perf_counter()
     model = train(basis, preset='brain-3t', priors='brain', noise_sd=noise, artefacts=[residual_water], encoder=a.encoder, encoder_options=options, points=1024, out=a.out, resume=a.resume, batch_size=a.batch,
                   spectra_per_epoch=400*a.batch, max_epochs=100_000, minutes=a.minutes, schedule='cosine', learning_rate=a.rate, patience=None, precision=a.precision, clip=1.,
-                  parameter_weight=a.parameter_weight, compile=a.compile, log_every=64, validation=4*a.batch, progress=False)
+                  parameter_weight=a.parameter_weight, uncertainty=a.uncertainty, compile=a.compile, log_every=64, validation=4*a.batch, progress=False)
     t = model.card['training']
     print(f'{t["spectra_seen"]:,} spectra in {time.perf_counter() - tic:.0f} s: {t["spectra_seen"]/t["seconds"]:,.0f} a second; validation loss {t["validation_loss"]:.4f}')
     model = load_model(a.out)
