@@ -274,16 +274,18 @@ class Terms(nn.Module):
         self.layout = Layout(blocks)
         self.register_buffer('fids', torch.cat([s.fids for s in signals]).to(torch.complex64).resolve_conj(), persistent=False)
         self.wrapped = 0  # so many points at the end stand for times before zero, see `reduced`
-        if self.fids.shape[-1] != acquisition.points:
-            raise InputError(f'The basis has {self.fids.shape[-1]} points and the data {acquisition.points}; match_basis brings it to the data.')
+        if self.fids.shape[-1] != acquisition.points: raise InputError(f'The basis has {self.fids.shape[-1]} points and the data {acquisition.points}; match_basis brings it to the data.')
         self.register_buffer('time', acquisition.time_axis(), persistent=False)
         self.register_buffer('frequency', acquisition.frequency_axis(), persistent=False)
         if baseline is not None: self.register_buffer('splines', baseline.columns.to(torch.float32), persistent=False)
         lent = {m.name for m in self.modulations if not m.borrows and m.targets is None}
         if any(m.borrows and (m.targets is None or m.borrows not in lent) for m in self.modulations):
             raise InputError('A modulation that borrows needs targets, and borrows from one before it that all signals share.')
-        for i, m in enumerate(self.modulations):
-            if m.targets is not None: self.register_buffer(f'members_{i}', members(m, self.names), persistent=False)
+        own = [i for i, m in enumerate(self.modulations) if m.targets is not None]
+        for i in own: self.register_buffer(f'members_{i}', members(self.modulations[i], self.names), persistent=False)
+        self.twins = {i: next(j for j in own if torch.equal(getattr(self, f'members_{i}'), getattr(self, f'members_{j}'))) for i in own}  # the first with the same members
+        mine = torch.nonzero(sum(getattr(self, f'members_{i}').amax(0) for i in own))[:, 0].tolist() if own else [0]
+        self.owners = slice(mine[0], mine[-1] + 1)  # the signals that have modulations of their own lie in here
 
     @property
     def linear(self):
@@ -298,11 +300,11 @@ class Terms(nn.Module):
         return h
 
     def own_factor(self, p):
-        "exp of what each signal has of its own [B, K, N]; None without any"
+        "exp of what the signals of `owners` have of their own [B, O, N]; None without any"
         rate, rest = 0., 0.
         for i, m in enumerate(self.modulations):
             if m.targets is None: continue
-            member = getattr(self, f'members_{i}').to(p[m.name].dtype)
+            member = getattr(self, f'members_{i}')[:, self.owners].to(p[m.name].dtype)
             theta = p[m.name] @ member
             if m.rate is not None and theta.dtype == torch.float32: rate = rate + m.rate*theta
             else: rest = rest + m.exponent(theta[..., None], self.time.to(theta.dtype))*member.amax(0)[:, None]
@@ -319,7 +321,8 @@ class Decoder(Terms):
         "Σ aₖ Bₖ exp(hₖ + h), time domain [B, N]"
         h, own = self.shared_exponent(p, 'time'), self.own_factor(p)
         fids = self.fids.to(torch.complex128) if amplitudes.dtype == torch.float64 else self.fids
-        mix = amplitudes.to(fids.dtype) @ fids if own is None else torch.einsum('bk,bkn->bn', amplitudes.to(fids.dtype), fids*own)
+        a, o = amplitudes.to(fids.dtype), self.owners
+        mix = a @ fids if own is None else torch.einsum('bk,bkn->bn', a[:, o], fids[o]*own) + a[:, :o.start] @ fids[:o.start] + a[:, o.stop:] @ fids[o.stop:]
         return mix*h.exp() if isinstance(h, torch.Tensor) else mix
 
     def _late(self, fid, p, baseline=True):
@@ -371,6 +374,7 @@ def jacobian(
     decoder,  # a `Decoder`
     params,  # parameters [B, P]
     keep=None,  # None: time domain, all points; or indices [n] of the points of the spectrum that count
+    linear=False,  # only the columns of amplitudes and baseline?
 ):
     "(model [B, n], Jacobian [B, P, n]), complex: FIDs, or spectra at `keep`"
     d, lay, K = decoder, decoder.layout, decoder.linear
@@ -382,22 +386,22 @@ def jacobian(
         if keep is not None: v = fid_to_spectrum(v, keep)
         return v if turn is None else v*turn
     fids = d.fids.to(torch.complex128) if params.dtype == torch.float64 else d.fids
-    cols = fids.expand(len(params), -1, -1) if own is None else fids*own
-    if isinstance(h, torch.Tensor): cols = cols*h.exp()[:, None]
+    cols = fids*h.exp()[:, None] if isinstance(h, torch.Tensor) else fids.repeat(len(params), 1, 1)
+    if own is not None: cols[:, d.owners] *= own
     a = params[:, :K].to(cols.dtype)
     mix = torch.einsum('bk,bkn->bn', a, cols)
-    J = {m.name: _shared_columns(m, p, t, mix) for m in d.modulations if m.domain == 'time' and m.targets is None}
+    J = {m.name: _shared_columns(m, p, t, mix) for m in d.modulations if m.domain == 'time' and m.targets is None and not linear}
     few = see(torch.cat([mix[:, None], *J.values()], 1))
     model, J = few[:, 0], dict(zip(J, few[:, 1:].split([v.shape[1] for v in J.values()], 1)))
-    _add_own_columns(d, p, t, cols, a, see, J)
+    if not linear: _add_own_columns(d, p, t, cols, a, see, J)
     for m in d.modulations:
-        if m.domain == 'frequency': J[m.name] = (model*m.derivative(p[m.name], d.frequency[keep].to(params.dtype)))[:, None]
+        if m.domain == 'frequency' and not linear: J[m.name] = (model*m.derivative(p[m.name], d.frequency[keep].to(params.dtype)))[:, None]
     cols = see(cols)
     if d.baseline is not None:
         z = d.splines[:, keep].to(cols.dtype)
         J['baseline'] = torch.cat([z, 1j*z]).expand(len(model), -1, -1)
         model = model + d.baseline_spectrum(p)[:, keep]
-    return model, torch.cat([cols] + [J[k] for k in list(lay.blocks)[len(d.signals):]], 1)
+    return model, torch.cat([cols] + [J[k] for k in list(lay.blocks)[len(d.signals):] if k in J], 1)
 
 
 def _shared_columns(m, p, t, mix):
@@ -408,16 +412,16 @@ def _shared_columns(m, p, t, mix):
 
 def _add_own_columns(d, p, t, cols, a, see, J):
     "Columns, as seen, of the modulations that signals have of their own, put into J; those with a rate share the transform of t·cols"
-    late = None
+    o, late, moved = d.owners, None, {}
     for i, m in enumerate(d.modulations):
         if m.targets is None: continue
-        member = getattr(d, f'members_{i}')
-        if m.rate is not None:
-            if late is None: late = a[..., None]*see(cols*t)
-            part, scale = late, m.rate
-        else: part, scale = see(a[..., None]*cols*m.derivative((p[m.name] @ member.to(t.dtype))[..., None], t)), 1.
-        single = member.sum(1).max() == 1
-        part = scale*(part[:, member.argmax(1)] if single else member.to(cols.dtype) @ part)
+        member = getattr(d, f'members_{i}')[:, o].to(cols.dtype)
+        if m.rate is None: part = member @ see(a[:, o, None]*cols[:, o]*m.derivative((p[m.name] @ member.to(t.dtype))[..., None], t))
+        else:
+            if late is None: late = a[:, o, None]*see(cols[:, o]*t)
+            twin = d.twins[i]
+            if twin not in moved: moved[twin] = member @ late
+            part = m.rate*moved[twin]
         J[m.name] = J[m.name] + part if m.borrows else part
 
 # %% ../nbs/20_decoder.ipynb #8923ce03
@@ -467,16 +471,15 @@ def normal_equations(
     keep=None,  # as for `jacobian`
     table=None,  # a `GramTable` for the bare model: the fast path
     energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
-    project=None,  # real [n, n]: residual and Jacobian are multiplied by it; the data must have been
+    project=None,  # V [n, k], complex64: model and Jacobian are multiplied by I − V Vᵀ; the data must have been
     small=None,  # (`Decoder`, `keep`) from `reduced`: the Jacobian is taken from it, the residual stays that of `decoder`
+    linear=False,  # only for amplitudes and baseline? Not with `table`
 ):
     "(cost [B], gradient [B, P], Gauss-Newton matrix [B, P, P]), float64, of half the squared residual"
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
-    model, J = jacobian(decoder, params, keep) if small is None else (decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1])[1])
-    if project is None: J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
-    else:
-        J = torch.cat([J.real @ project, J.imag @ project], -1)
-        r = torch.cat([model.real @ project - data.real, model.imag @ project - data.imag], -1)
+    model, J = jacobian(decoder, params, keep, linear) if small is None else (decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1], linear)[1])
+    if project is not None: J, model = (v - (v @ project) @ project.mT for v in (J, model))
+    J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
     H = (J @ J.mT).double()
     return (r.double()**2).sum(-1)/2, (J @ r[..., None])[..., 0].double(), H
 

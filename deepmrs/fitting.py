@@ -71,7 +71,7 @@ def _bound_by_bound(h, g, low, high, x):
         state = torch.where(stopped, state.scatter(-1, first, way.gather(-1, first).sign().to(torch.int8)), torch.where(leave, state.scatter(-1, which, 0), state))
     return x
 
-
+# %% ../nbs/50_fitting.ipynb #a63b03c4
 def _solve_free(h, g, state, low, high):
     "(x, gradient) [B, P]: bounded parameters at their bounds, the free ones at the minimum given those"
     free = state == 0
@@ -122,9 +122,10 @@ class Problem:
         free = lay.size - (len(lay.blocks['baseline'].labels) if 'baseline' in lay else 0)
         if self.points <= free: raise InputError(f'{self.points//2} points {"of the spectrum lie in the window of the fit" if window else "a FID"} are too few for {free} parameters; give longer FIDs or a smaller basis set.')
 
-    def normal(self, params, rows):
-        "(cost, gradient, matrix) of the data alone, for the spectra `rows`"
-        return normal_equations(self.decoder, params, self.data[rows], self.keep, self.table, self.energy[rows], self.project, self.small)
+    def normal(self, params, rows, linear=False):
+        "(cost, gradient, matrix) of the data alone, for the spectra `rows`; of amplitudes and baseline only if `linear`"
+        c, g, H = normal_equations(self.decoder, params, self.data[rows], self.keep, self.table, self.energy[rows], self.project, self.small, linear)
+        return (c, g[:, self.linear], H[:, self.linear][:, :, self.linear]) if linear and self.table is not None else (c, g, H)
 
     def to_units(self, params, rows=slice(None)):
         "Parameters with amplitudes in the data's own scale"
@@ -161,7 +162,8 @@ def walker(decoder, keep, small=True):
         Z = decoder.splines[:, keep].double()
         solver = torch.linalg.solve(Z @ Z.T + decoder.baseline.penalty.to(Z), Z)
         value, vector = torch.linalg.eigh(torch.eye(len(keep)).to(Z) - Z.T @ solver)
-        return lean, k, ((vector*value.clamp_min(0).sqrt()) @ vector.T).float(), solver, 2*float((1 - value).sum())
+        share = 1 - value.clamp_min(0).sqrt()  # that W^½ = I − V Vᵀ takes off each eigenvector; of most nothing
+        return lean, k, (vector*share.clamp_min(0).sqrt())[:, share > 1e-7].to(torch.complex64), solver, 2*float((1 - value).sum())
     return kept(decoder, '_walker' if small else '_lean', (str(decoder.fids.device), int(keep[0]), len(keep)), make)
 
 # %% ../nbs/50_fitting.ipynb #566b9ae8
@@ -177,7 +179,7 @@ def light(problem, small=True):
         other.small = less if less[0].acquisition.points < decoder.acquisition.points else None
     other.linear = problem.linear[:decoder.layout.size]
     if project is not None:
-        other.data = torch.complex(problem.data.real @ project, problem.data.imag @ project)
+        other.data = problem.data - (problem.data @ project) @ project.mT
         other.energy = half_energy(other.data)
     return other
 
@@ -265,9 +267,9 @@ def solve_linear(
     "(parameters [B, P] with the best amplitudes and baseline for the others as they are, cost [B])"
     lin, lay = problem.linear, problem.decoder.layout
     x = torch.where(lin, torch.zeros_like(params), params)
-    c, g, H = problem.normal(x.float() if problem.table is None else x, rows)
+    c, g, H = problem.normal(x.float() if problem.table is None else x, rows, linear=True)
     L, b = quadratic(problem, x)
-    H, g, lo, hi = (H + L)[:, lin][:, :, lin], (g - b)[:, lin], lay.lower(x)[lin].expand(len(x), -1), lay.upper(x)[lin].expand(len(x), -1)
+    H, g, lo, hi = H + L[:, lin][:, :, lin], g - b[:, lin], lay.lower(x)[lin].expand(len(x), -1), lay.upper(x)[lin].expand(len(x), -1)
     step = box_qp(H, g, lo, hi)
     cost = c + ((H @ step[..., None])[..., 0]*step).sum(-1)/2 + (g*step).sum(-1)
     return x.masked_scatter(lin.expand_as(x), step), cost
