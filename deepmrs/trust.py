@@ -67,7 +67,15 @@ def network_fit(
     "(`Fit` at the network's parameters, `Trust`)"
     f = fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress)
     looked = fit(decoder, fids, start=start, window=window, max_steps=LOOK_STEPS)
-    return f, Trust(off_by(start, looked, decoder.linear), torch.zeros(len(fids), dtype=torch.bool, device=fids.device), misfit(fids, looked, window))
+    distance = torch.where(_at_bound(decoder, looked.params), torch.inf, off_by(start, looked, decoder.linear))
+    return f, Trust(distance, torch.zeros(len(fids), dtype=torch.bool, device=fids.device), misfit(fids, looked, window))
+
+
+def _at_bound(decoder, params):
+    "[B]: does the spectrum lie as far from the basis set as the model lets it, or farther?"
+    if 'shift' not in decoder.layout: return torch.zeros(len(params), dtype=torch.bool, device=params.device)
+    b, s = decoder.layout.blocks['shift'], params[:, decoder.layout.slices['shift']]
+    return ((s <= b.lower + 1e-3*(b.upper - b.lower)) | (s >= b.upper - 1e-3*(b.upper - b.lower))).any(-1)
 
 # %% ../nbs/52_trust.ipynb #9e69b9a5
 MOVED = 0.5  # standard deviations of the training's prior
