@@ -92,6 +92,14 @@ def _exchange(x, y, state, low, high):
     return torch.where(((state < 0) & (y < -eps)) | ((state > 0) & (y > eps)), 0, new).to(torch.int8)
 
 # %% ../nbs/50_fitting.ipynb #b51cdff5
+def _jacobian_bytes(decoder, points): return (decoder.linear + 8)*decoder.acquisition.points*8*4 + decoder.layout.size*points*4*3
+
+
+def _at_once(decoder, points, device):
+    "Spectra whose Jacobians are made at a time: as many as take a quarter of a GPU's free memory; few large steps keep a GPU busy. On a CPU the chunk of the fit is small enough"
+    return max(int(torch.cuda.mem_get_info(device)[0]/4//_jacobian_bytes(decoder, points)), 1) if device.type == 'cuda' else 10**9
+
+
 class Problem:
     "Data of B spectra, prepared for a decoder: FIDs or spectra at `keep`, divided by `scale` [B]."
 
@@ -119,12 +127,15 @@ class Problem:
         if 'baseline' in lay: self.linear[lay.slices['baseline']] = True
         self.energy = half_energy(self.data)
         self.points = 2*self.data.shape[-1]  # real numbers
+        self.at_once = _at_once(decoder, self.points, self.data.device) if self.table is None else len(fids)
         free = lay.size - (len(lay.blocks['baseline'].labels) if 'baseline' in lay else 0)
         if self.points <= free: raise InputError(f'{self.points//2} points {"of the spectrum lie in the window of the fit" if window else "a FID"} are too few for {free} parameters; give longer FIDs or a smaller basis set.')
 
     def normal(self, params, rows, linear=False):
         "(cost, gradient, matrix) of the data alone, for the spectra `rows`; of amplitudes and baseline only if `linear`"
-        c, g, H = normal_equations(self.decoder, params, self.data[rows], self.keep, self.table, self.energy[rows], self.project, self.small, linear)
+        part = lambda p, r: normal_equations(self.decoder, p, self.data[r], self.keep, self.table, self.energy[r], self.project, self.small, linear)
+        size = self.at_once
+        c, g, H = part(params, rows) if len(rows) <= size else (torch.cat(v) for v in zip(*map(part, params.split(size), rows.split(size))))
         return (c, g[:, self.linear], H[:, self.linear][:, :, self.linear]) if linear and self.table is not None else (c, g, H)
 
     def to_units(self, params, rows=slice(None)):
@@ -178,6 +189,7 @@ def light(problem, small=True):
         less = walker(problem.decoder, problem.keep)[:2]
         other.small = less if less[0].acquisition.points < decoder.acquisition.points else None
     other.linear = problem.linear[:decoder.layout.size]
+    other.at_once = _at_once(decoder, other.points, problem.data.device)
     if project is not None:
         other.data = problem.data - (problem.data @ project) @ project.mT
         other.energy = half_energy(other.data)
@@ -297,11 +309,10 @@ class Fit:
 
 
 def _chunk(problem):
-    "Spectra at a time: as many as keep the work arrays within the cache of a CPU or a quarter of a GPU's free memory"
-    d = problem.decoder
-    per = d.layout.size**2*8*6 if problem.table is not None else (d.linear + 8)*d.acquisition.points*8*4 + d.layout.size*problem.points*4*3
-    budget = torch.cuda.mem_get_info(problem.data.device)[0]/4 if problem.data.is_cuda else (48e6 if problem.table is not None else 256e6)
-    return max(int(budget//per), 1)
+    "Spectra at a time: as many as keep the work arrays within the cache of a CPU, or the matrices within a quarter of a GPU's free memory"
+    matrices = problem.decoder.layout.size**2*8
+    if problem.data.is_cuda: return max(int(torch.cuda.mem_get_info(problem.data.device)[0]/4//(10*matrices)), 1)
+    return max(int(48e6//(6*matrices) if problem.table is not None else 256e6//_jacobian_bytes(problem.decoder, problem.points)), 1)
 
 # %% ../nbs/50_fitting.ipynb #23e917b0
 def gauss_newton(

@@ -201,6 +201,13 @@ def test_starts_do_not_matter_and_chunks_do_not_show(monkeypatch):
     assert done == [7, 14, 21, 28, 30]
 
 
+def test_jacobians_made_in_parts_do_not_show(monkeypatch):
+    d, _, y = brain()
+    one = fit(d, y)
+    monkeypatch.setattr(fitting, '_at_once', lambda decoder, points, device: 4)
+    same(one, fit(d, y))
+
+
 # ---- the edges
 
 def test_amounts_of_zero():
