@@ -27,7 +27,7 @@ def off_by(
     return torch.where(torch.isfinite(d), d, torch.full_like(d, torch.inf))
 
 # %% ../nbs/52_trust.ipynb #d76f2251
-LOOK_STEPS = 3
+LOOK_STEPS = 4
 MISFIT = 1.3  # residual over the noise at the edges of the spectrum; where the model is right it is 1 ± 0.1
 
 
