@@ -21,7 +21,8 @@ from .simulate import Normal, Simulator, brain_priors
 from .training import load_model
 
 # %% ../nbs/64_demo.ipynb #6f255f50
-HEALTHY_MACROMOLECULES = {'MM09': 5., 'MM12': 1.5, 'MM14': 3.8, 'MM17': 1.9, 'MM20': 7.5, 'Lip09': .1, 'Lip13a': .3, 'Lip13b': .2, 'Lip20': .1, '-CrCH2': .4}
+HEALTHY_MACROMOLECULES = {'MM09': 5., 'MM12': 1.5, 'MM14': 3.8, 'MM17': 1.9, 'MM20': 7.5, 'Lip09': .1, 'Lip13a': .3, 'Lip13b': .2, 'Lip20': .1, '-CrCH2': .4, 'MM23': 4., 'MM26': 2.,
+                          'MM27': 1.5, 'MM30': 3., 'MM32': 1.5, 'MM36': 2.5, 'MM37': 3., 'MM38': 2.5, 'MM40': 2.}
 
 
 def healthy_priors(
