@@ -150,7 +150,7 @@ def quantify(
     model: Annotated[Optional[str], typer.Option(help="Folder of a trained model, or 'default'.")] = None,
     water: Annotated[Optional[Path], typer.Option(help='Water reference: corrects eddy currents and phase.')] = None,
     method: Annotated[Optional[str], typer.Option(help='fit, network or hybrid; hybrid with a model, else fit.')] = None,
-    preset: Annotated[Optional[str], typer.Option(help='Named choices: brain-3t (default), brain-7t, rodent-9.4t, phantom, or none for the bare model.')] = None,
+    preset: Annotated[Optional[str], typer.Option(help='Named choices: brain-3t, brain-7t, rodent-9.4t, phantom, or none for the bare model; default by the field.')] = None,
     choose: Annotated[Optional[list[str]], typer.Option('--choose', help='One choice of the preset made otherwise, key=value, such as own_shift=0.008, lineshape=off or ratios=off; may be given several times.')] = None,
     baseline: Annotated[Optional[str], typer.Option(help='off, stiff, moderate, flexible, auto, or parameters per ppm.')] = None,
     macromolecules: Annotated[Optional[str], typer.Option(help='none, classical, brain, summed, parametrised or measured.')] = None,
@@ -184,11 +184,13 @@ def number_or_name(text):
 
 
 def chosen(preset, choices):
-    "The preset, or an adapted one for texts such as 'own_shift=0.008'"
+    "The preset, or an adapted one for texts such as 'own_shift=0.008'; without a name a function that adapts the one for the field"
     if not choices: return preset
     from deepmrs.config import parse_change
-    from deepmrs.model import adapt
-    return adapt(preset or 'brain-3t', **dict(map(parse_change, choices)))
+    from deepmrs.model import adapt, get_preset
+    changes = dict(map(parse_change, choices))
+    now = adapt(preset, **changes)  # refuses at once what no preset takes
+    return now if preset is not None else lambda acq: adapt(get_preset(None, acq), **changes)
 
 
 def listed(text):
@@ -319,7 +321,7 @@ def simulate(
     out: Annotated[Path, typer.Argument(help='File to write: .nii.gz, .npz, .mat, jMRUI .txt, … ; the truth goes beside it as .csv.')],
     basis: Annotated[Optional[Path], typer.Option(help='Basis set; default one simulated at 3 T, PRESS, TE 30 ms.')] = None,
     count: Annotated[int, typer.Option(help='How many spectra.')] = 100,
-    preset: Annotated[str, typer.Option(help='brain-3t, brain-7t, rodent-9.4t, phantom, or none (bare model).')] = 'brain-3t',
+    preset: Annotated[Optional[str], typer.Option(help='brain-3t, brain-7t, rodent-9.4t, phantom, or none (bare model); default by the field.')] = None,
     noise_sd: Annotated[Optional[float], typer.Option(help='Noise sd of each part of the FID; default a hundredth of the tallest first point.')] = None,
     seed: Annotated[int, typer.Option(help='Seed of the random numbers.')] = 0,
 ):

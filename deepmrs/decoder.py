@@ -415,8 +415,9 @@ def _add_own_columns(d, p, t, cols, a, see, J):
     o, late, moved = d.owners, None, {}
     for i, m in enumerate(d.modulations):
         if m.targets is None: continue
-        member = getattr(d, f'members_{i}')[:, o].to(cols.dtype)
-        if m.rate is None: part = member @ see(a[:, o, None]*cols[:, o]*m.derivative((p[m.name] @ member.to(t.dtype))[..., None], t))
+        whose = getattr(d, f'members_{i}')[:, o]
+        member = whose.to(cols.dtype)
+        if m.rate is None: part = member @ see(a[:, o, None]*cols[:, o]*m.derivative((p[m.name] @ whose.to(t.dtype))[..., None], t))
         else:
             if late is None: late = a[:, o, None]*see(cols[:, o]*t)
             twin = d.twins[i]

@@ -94,7 +94,7 @@ def simulate_file(
     out,  # file to write; the ending chooses the format
     basis=None,  # `Basis`, a path, or None: PRESS, TE 30 ms, 3 T, simulated
     count=100,
-    preset='brain-3t',  # or 'none', the bare model with the paper's ranges where it has them
+    preset=None,  # default by the field of the basis set; or 'none', the bare model with the paper's ranges where it has them
     noise_sd=None,  # sd of each part of a point; default a hundredth of the tallest first point of a noise-free FID
     seed=0,
 ):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CLASSICAL_RATIOS', 'BIG_THREE', 'WEAK_RATIOS', 'SHARED', 'OWN', 'OWN_PRIORS', 'PAIRS', 'FIRST_ORDER', 'LOOSE_RATIOS',
            'RODENT', 'PRESETS', 'CHOICES', 'LINESHAPE_SD', 'SoftPrior', 'RatioPrior', 'SoftRows', 'Preset',
-           'get_preset', 'adapt', 'proton_unit', 'has_macromolecules', 'make_modulations', 'make_decoder']
+           'preset_for', 'get_preset', 'adapt', 'proton_unit', 'has_macromolecules', 'make_modulations', 'make_decoder']
 
 # %% ../nbs/24_model.ipynb #37ff4a79
 import math
@@ -15,7 +15,7 @@ import torch
 
 from .baseline import SplineBaseline
 from .basis import match_basis
-from .core import InputError, canonical_name
+from .core import LARMOR, InputError, canonical_name
 from .decoder import Decoder, FirstOrderPhase, Gaussian, Lineshape, Lorentzian, Phase, Shift, Signals
 from .macromolecules import BRAIN, CLASSICAL, line_modulations, macromolecule_model, macromolecules, scaled_lines
 
@@ -146,10 +146,21 @@ PRESETS = {p.name: p for p in (
     Preset('phantom', '1', 'none', 'stiff', SHARED + OWN, (0.2, 4.2), True, True, FIRST_ORDER + (SoftPrior('own_shift', 0., 0.01, 'ppm'), OWN_PRIORS[1]), max_shift=0.15, groups=PAIRS))}
 
 
+def preset_for(
+    acq=None,  # `Acquisition` of the data
+):
+    "Name of the in vivo preset for the field of the data: brain-3t below 5 T, brain-7t to 8.9 T, rodent-9.4t above; brain-3t if it is not known"
+    tesla = 0. if acq is None or acq.nucleus != '1H' else acq.spectrometer_frequency/LARMOR['1H']
+    return 'brain-3t' if tesla < 5 else 'brain-7t' if tesla < 8.9 else 'rodent-9.4t'
+
+
 def get_preset(
-    preset='brain-3t',  # a name, or a `Preset`
+    preset=None,  # a name, a `Preset`, or a function that makes one for an `Acquisition`; None: by the field of the data
+    acq=None,  # `Acquisition` of the data
 ):
     "The `Preset` of that name"
+    if callable(preset): preset = preset(acq)
+    if preset is None: preset = preset_for(acq)
     if isinstance(preset, Preset): return preset
     if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}; choose one of {", ".join(PRESETS)}.')
     return PRESETS[preset]
@@ -228,13 +239,14 @@ def make_modulations(
 def make_decoder(
     basis,  # a `Basis`
     acquisition=None,  # `Acquisition` of the data; default that of the basis set
-    preset='brain-3t',  # a name or a `Preset`
+    preset=None,  # a name or a `Preset`; default by the field of the data, see `preset_for`
     macromolecules_kind=None,  # overrules the preset's macromolecules
     baseline=None,  # overrules the preset's baseline
     measured=None,  # FID [N] of a measured macromolecule signal
 ):
     "(decoder, preset as used, notes): a complete `Decoder` for data of this acquisition"
-    acq, p = acquisition or basis.acquisition, get_preset(preset)
+    acq = acquisition or basis.acquisition
+    p = get_preset(preset, acq)
     basis = match_basis(basis, acq)
     notes, own = list(basis.notes), has_macromolecules(basis)
     kind = p.macromolecules if macromolecules_kind is None else macromolecules_kind

@@ -23,7 +23,7 @@ import pandas as pd
 import torch
 
 from .basis import Basis, match_basis, upright
-from .core import TOTALS, Acquisition, InputError, Spectra, as_complex, canonical_name, fid_to_spectrum
+from .core import LARMOR, TOTALS, Acquisition, InputError, Spectra, as_complex, canonical_name, fid_to_spectrum
 from .fitting import Fit, fit, stiffness_variants
 from .posterior import MOSTLY_PRIOR, posterior as full_posterior
 from .trust import FAR, Trust, hybrid_fit, network_fit
@@ -392,7 +392,7 @@ def quantify(
     model=None,  # a trained model, its folder, or 'default'
     method=None,  # 'fit', 'network' or 'hybrid'; default hybrid with a model, else fit
     water=None,  # water reference: `Spectra` or a path
-    preset=None,  # a name or a `Preset`; default brain-3t, with a model that of the model
+    preset=None,  # a name or a `Preset`; default by the field (brain-3t, brain-7t, rodent-9.4t), with a model that of the model
     baseline=None,  # overrules the preset: 'off', 'stiff', 'moderate', 'flexible', 'auto', or a number of parameters per ppm
     macromolecules=None,  # overrules the preset: 'none', 'measured', 'classical', 'brain', 'summed', 'parametrised'
     measured=None,  # measured macromolecule signal: FID [N] sampled as the data, a `Basis` or `Spectra` of one, or a path
@@ -495,13 +495,14 @@ def _choose(spectra, basis, model, preset, baseline, macromolecules, measured):
         decoder = model.decoder_for(acq)
         s = decoder.signals[0]
         return decoder, model.preset or Preset('of the model', '1'), [], Basis(s.fids, s.names, acquisition=decoder.acquisition, source='the model')
-    preset = get_preset('brain-3t' if preset is None else preset)
+    given, preset = preset, get_preset(preset, acq)
     if preset.align: basis = upright(basis)
     measured, macromolecules = _measured_fid(measured, macromolecules, acq)
     decoder, used, notes = make_decoder(basis, acq, preset, macromolecules, baseline, measured)
     te = (acq.echo_time, basis.acquisition.echo_time)
     if None not in te and abs(te[0] - te[1]) > 0.003:
         notes.append(f'The data have an echo time of {te[0]*1e3:g} ms and the basis set one of {te[1]*1e3:g} ms; coupled metabolites will be wrong.')
+    if given is None and preset.name != 'brain-3t': notes.append(f'At {acq.spectrometer_frequency/LARMOR["1H"]:.1f} T the preset {preset.name} was taken; choose another (preset, --preset) if it is not for these data.')
     if acq.nucleus == '1H' and not ('Cr' in basis or 'PCr' in basis): notes.append('The basis set has neither Cr nor PCr, so there are no ratios to total creatine.')
     return decoder, used, notes, match_basis(basis, acq)
 
