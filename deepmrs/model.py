@@ -134,15 +134,15 @@ class Preset:
 SHARED = ('shift', 'lorentzian', 'gaussian', 'phase', 'first_order_phase')
 OWN = ('own_shift', 'own_lorentzian')
 OWN_PRIORS = (SoftPrior('own_shift', 0., 0.004, 'ppm'), SoftPrior('own_lorentzian', 0., 0.15, 'Hz'))
-PAIRS = (('Cr', 'PCr'), ('GPC', 'PCho'))  # whose main lines lie on each other: a shift each would only trade the two amounts
+PAIRS = (('Cr', 'PCr'), ('GPC', 'PCho'))  # whose main lines lie on each other at 3 T: a shift each would only trade the two amounts
 FIRST_ORDER = (SoftPrior('first_order_phase', 0., 5e-5),)
 LOOSE_RATIOS = tuple(replace(q, sd=3*q.sd) if q.name.startswith('MM') else q for q in CLASSICAL_RATIOS)  # ratios of macromolecules were measured at 3 T and below
 RODENT = tuple(q for q in WEAK_RATIOS if q.name not in ('Tau', 'PE', 'Asc'))
 PRESETS = {p.name: p for p in (
     Preset('none', '1'),
     Preset('brain-3t', '2', 'brain', 'moderate', SHARED + OWN, (0.2, 4.2), True, True, CLASSICAL_RATIOS + WEAK_RATIOS + FIRST_ORDER + OWN_PRIORS, max_shift=0.08, lineshape='free', groups=PAIRS),
-    Preset('brain-7t', '2', 'brain', 'flexible', SHARED + OWN, (0.2, 4.2), True, True, LOOSE_RATIOS + WEAK_RATIOS + FIRST_ORDER + OWN_PRIORS, max_shift=0.08, max_damping=200., lineshape='free', groups=PAIRS, line_width=0.6),
-    Preset('rodent-9.4t', '2', 'brain', 'flexible', SHARED + OWN, (0.2, 4.2), True, True, LOOSE_RATIOS + RODENT + FIRST_ORDER + OWN_PRIORS, max_shift=0.08, max_damping=200., lineshape='free', groups=PAIRS, line_width=0.5),
+    Preset('brain-7t', '2', 'brain', 'flexible', SHARED + OWN, (0.2, 4.2), True, True, LOOSE_RATIOS + WEAK_RATIOS + FIRST_ORDER + OWN_PRIORS, max_shift=0.08, max_damping=200., lineshape='free', line_width=0.6),
+    Preset('rodent-9.4t', '2', 'brain', 'flexible', SHARED + OWN, (0.2, 4.2), True, True, LOOSE_RATIOS + RODENT + FIRST_ORDER + OWN_PRIORS, max_shift=0.08, max_damping=200., lineshape='free', line_width=0.5),
     Preset('phantom', '1', 'none', 'stiff', SHARED + OWN, (0.2, 4.2), True, True, FIRST_ORDER + (SoftPrior('own_shift', 0., 0.01, 'ppm'), OWN_PRIORS[1]), max_shift=0.15, groups=PAIRS))}
 
 
