@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['STATUS', 'MAIN', 'UNKNOWN', 'LIMIT', 'UNIT_SENTENCE', 'pm', 'between', 'number', 'shared_power', 'power_label',
            'picture', 'fit_picture', 'correlation_picture', 'legend', 'ordered', 'cells', 'amount_head',
-           'amounts_table', 'facts', 'grade', 'quality_facts', 'quality_table', 'checklist', 'flat', 'choices',
-           'worth_seeing', 'together', 'each_table', 'map_pictures', 'true_rows', 'truth_part', 'truth_pictures',
-           'cards', 'amounts_part', 'contents', 'headed', 'report']
+           'amounts_table', 'facts', 'headed', 'grade', 'quality_facts', 'quality_table', 'checklist', 'flat',
+           'choices', 'worth_seeing', 'together', 'each_table', 'map_pictures', 'true_rows', 'truth_part',
+           'truth_pictures', 'cards', 'amounts_part', 'contents', 'report']
 
 # %% ../nbs/62_report.ipynb #684222a8
 import base64
@@ -67,14 +67,14 @@ def picture(
     caption='',
     limit=350_000,  # bytes of vector graphics above which pixels are stored
 ):
-    "A dict with `uri`, `alt`, `caption` and `width` (pixels) for the page"
+    "A dict with `uri`, `alt`, `caption` and `width` (pixels) for the page, and the `figure` itself"
     def saved(kind, **kw):
         buffer = stdio.BytesIO()
         figure.savefig(buffer, format=kind, **kw)
         return buffer.getvalue()
     data, kind = saved('svg', metadata={'Date': None}), 'svg+xml'
     if len(data) > limit: data, kind = saved('png', dpi=150), 'png'
-    return {'uri': f'data:image/{kind};base64,{base64.b64encode(data).decode()}', 'alt': alt, 'caption': caption, 'width': round(figure.get_figwidth()*100)}
+    return {'uri': f'data:image/{kind};base64,{base64.b64encode(data).decode()}', 'alt': alt, 'caption': caption, 'width': round(figure.get_figwidth()*100), 'figure': figure}
 
 
 def fit_picture(result, i, why=''):
@@ -86,7 +86,7 @@ def fit_picture(result, i, why=''):
     return picture(fig, f'Spectrum {result.spectra.names[i]} with its fit, residual and each term of the model',
                    f'{why}{result.spectra.names[i]}: residual (grey), data (black) with fit (red){baseline}, then each term, all at one scale, phased by the fit.{window}')
 
-
+# %% ../nbs/62_report.ipynb #943ebf5a
 def correlation_picture(result, i):
     "Correlations of the amplitudes of spectrum i, from their covariance, nuisance parameters included; None without any"
     K = result.decoder.linear
@@ -116,7 +116,7 @@ def legend(frame, grey):
     return ('± is one standard deviation, CRLB the same in percent of the amount: the Cramér-Rao bound at the estimate, all parameters of the model included. '
             f'It holds noise and overlap, not errors of the model.{ratio} ∞ marks an amount of zero.{share}' + (' Amounts with a bound above 50\u00a0% are grey.' if grey else ''))
 
-
+# %% ../nbs/62_report.ipynb #9cbb33b5
 def ordered(frame):
     "Rows of one spectrum: totals, then the other amounts"
     return pd.concat([frame[frame.kind == 'total'], frame[frame.kind != 'total']])
@@ -146,6 +146,13 @@ def amounts_table(frame, power):
 
 
 def facts(pairs): return {'head': ['', ''], 'rows': [{'cells': [k, v], 'cls': ''} for k, v in pairs]}
+
+
+def headed(pairs):
+    "Facts of which those without an answer are headings"
+    t = facts(pairs)
+    for r in t['rows']: r['cls'] = 'total' if r['cells'][1] == '' else ''
+    return t
 
 # %% ../nbs/62_report.ipynb #e8ea7a3f
 def grade(
@@ -244,7 +251,7 @@ def worth_seeing(result, q, first=2, worst=2):
             out.append((i, 'Did not converge. ' if result.reasons[i] != 'ok' else 'Among the lowest SNR of the residual. '))
     return out
 
-
+# %% ../nbs/62_report.ipynb #6719fe6f
 def together(frame, power):
     "Mean, spread between spectra and median bound of each amount"
     rows = []
@@ -403,14 +410,7 @@ def contents(result, truth=None, title=None):
             'quality': quality_facts(q) if one else quality_table(q, LIMIT), 'definitions': [] if one else [f'{c[0]}: {c[4]}.' for c in _present(q)], 'correlation': correlation_picture(result, seen[0][0]) if seen else None,
             'notes': result.notes, 'choices': facts(choices(result)), 'checklist': headed(checklist(result, q)), 'settings': facts(flat(result.settings))}
 
-
-def headed(pairs):
-    "Facts of which those without an answer are headings"
-    t = facts(pairs)
-    for r in t['rows']: r['cls'] = 'total' if r['cells'][1] == '' else ''
-    return t
-
-
+# %% ../nbs/62_report.ipynb #4bd0c2f3
 def report(
     result,  # a `Result` of `quantify`
     out,  # folder for the page; made if need be
