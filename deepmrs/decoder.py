@@ -242,7 +242,6 @@ def exp_along(
     return torch.cat([out[..., :n - wrapped], out[..., n - wrapped:]*torch.exp(-step*n)], -1)
 
 
-
 def members(
     m,  # a `Modulation` with targets
     names,  # of all K signals
