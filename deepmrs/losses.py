@@ -91,7 +91,7 @@ def edge_noise(
     edge = torch.fft.fft(fids*fade)[:, 3*n//8:5*n//8]
     return torch.view_as_real(edge).square().mean((1, 2)).div(fade.square().sum()).sqrt()
 
-
+# %% ../nbs/31_losses.ipynb #571a79ef
 EXTRAS = {'truncation': (lambda size: 1, truncation_time), 'sd': (lambda size: 2*size, stated_sd)}  # name → (outputs for P parameters, their meaning)
 
 
@@ -163,7 +163,7 @@ class Loss:
 
     def __call__(self, look): return sum(w*f(look) for w, f in self.terms)
 
-
+# %% ../nbs/31_losses.ipynb #72f0ab08
 def make_loss(
     decoder,  # a `Decoder` on the device of the training
     sd,  # prior standard deviations [P], on that device
