@@ -314,8 +314,11 @@ def covariance(
     blind = diag <= 1e-28*diag.amax(-1, keepdim=True).clamp_min(1e-270)
     s = torch.where(blind, torch.ones_like(diag), diag).rsqrt()
     scaled = torch.where(blind[:, :, None] | blind[:, None, :], torch.zeros_like(H), s[:, :, None]*H*s[:, None, :])
-    scaled = scaled + torch.diag_embed(torch.where(blind, 1., 1e-10).to(H.dtype))
-    L, bad = torch.linalg.cholesky_ex(scaled)
+    eps = torch.full_like(scaled[:, :1, 0], 1e-10)
+    for _ in range(3):  # what the data hardly tell apart gets a huge variance, and leaves the others theirs
+        L, bad = torch.linalg.cholesky_ex(scaled + torch.diag_embed(torch.where(blind, torch.ones_like(diag), eps)))
+        if not (bad > 0).any(): break
+        eps = torch.where(bad[:, None] > 0, 100*eps, eps)
     inv = torch.cholesky_inverse(torch.where((bad > 0)[:, None, None], torch.eye(H.shape[-1], dtype=H.dtype, device=H.device), L))
     cov = variance[:, None, None]*s[:, :, None]*inv*s[:, None, :]
     cov = torch.where((bad > 0)[:, None, None], torch.nan, cov)

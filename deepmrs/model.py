@@ -167,8 +167,8 @@ def get_preset(
 
 # %% ../nbs/24_model.ipynb #405d9dd5
 CHOICES = {'own_shift': 'sd in ppm, or "off"', 'own_lorentzian': 'sd of the full width in Hz, or "off"', 'first_order_phase': 'sd in s, or "off"', 'ratios': '"on" or "off"',
-           'lineshape': '"off", "asymmetric" or "free"', 'baseline': 'a stiffness, "auto" or "off"', 'macromolecules': 'a name or the fields of `Macromolecules`', 'window': '[low, high] in ppm',
-           'max_shift': 'ppm', 'max_damping': '1/s', 'groups': 'lists of names that share a shift and a width', 'remove_water': 'true or false', 'align': 'true or false'}
+           'lineshape': '"off", "asymmetric" or "free"', 'baseline': 'a stiffness, "auto" or "off"', 'macromolecules': 'a name or the fields of `Macromolecules`', 'window': 'two numbers in ppm, such as [0.5, 4.0]',
+           'max_shift': 'a number above 0 (ppm)', 'max_damping': 'a number above 0 (1/s)', 'groups': 'lists of names that share a shift and a width, such as [["Cr", "PCr"]], or "off"', 'remove_water': '"on" or "off"', 'align': '"on" or "off"'}
 
 
 def adapt(
@@ -184,9 +184,30 @@ def adapt(
             if v not in ('on', 'off', True, False): raise InputError(f'ratios is {v!r}; it can be on or off.')
             if v in ('on', True) and not any(isinstance(q, RatioPrior) for q in p.priors): p = replace(p, priors=CLASSICAL_RATIOS + WEAK_RATIOS + p.priors)
             if v in ('off', False): p = replace(p, priors=tuple(q for q in p.priors if not isinstance(q, RatioPrior)))
-        else: p = replace(p, **{k: tuple(tuple(g) if isinstance(g, (list, tuple)) else g for g in v) if isinstance(v, (list, tuple)) else v})
+        else: p = replace(p, **{k: _checked_choice(k, v)})
     changed = ', '.join(f'{k} {v}' for k, v in choices.items())
     return replace(p, name=f'{p.name} ({changed})') if choices else p
+
+
+def _checked_choice(k, v):
+    "The value that a field of a preset takes, or `InputError`"
+    wrong = InputError(f'{k} is {v!r}; it takes {CHOICES[k]}.')
+    if k in ('remove_water', 'align'):
+        if v not in ('on', 'off', True, False): raise wrong
+        return v in ('on', True)
+    if k in ('max_shift', 'max_damping'):
+        if isinstance(v, bool) or not isinstance(v, (int, float)) or not 0 < v < math.inf: raise wrong
+    if k == 'lineshape' and v not in ('off', 'asymmetric', 'free'): raise wrong
+    if k == 'window':
+        try: v = tuple(float(x) for x in (v.strip('[]() ').split(',') if isinstance(v, str) else v))
+        except (TypeError, ValueError): raise wrong from None
+        if len(v) != 2 or not -math.inf < min(v) < max(v) < math.inf: raise wrong
+        return min(v), max(v)
+    if k == 'groups':
+        if v == 'off': v = ()
+        if not isinstance(v, (list, tuple)) or not all(isinstance(g, (list, tuple)) and all(isinstance(n, str) for n in g) for g in v): raise wrong
+        return tuple(map(tuple, v))
+    return v
 
 
 def _with_soft(p, block, sd):

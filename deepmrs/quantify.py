@@ -6,7 +6,7 @@
 __all__ = ['FAR_OFF', 'LONGEST', 'MOST', 'METHODS', 'MANY', 'RESULT_FORMAT', 'total_weights', 'weighted', 'ratio', 'Beliefs',
            'beliefs', 'Result', 'to_frame', 'quality', 'spectrum', 'plot', 'prepare', 'usable', 'judged', 'look_at',
            'covered', 'shorten', 'scatter_fit', 'trust_notes', 'estimate', 'estimate_and_trust', 'quantify',
-           'describe_settings', 'writable_folder', 'save', 'save_state', 'load_result']
+           'chosen_stiffness', 'describe_settings', 'writable_folder', 'save', 'save_state', 'load_result']
 
 # %% ../nbs/60_quantify.ipynb #0dc95518
 import datetime
@@ -26,7 +26,8 @@ from .basis import Basis, match_basis, upright
 from .core import LARMOR, TOTALS, Acquisition, InputError, Spectra, as_complex, canonical_name, fid_to_spectrum
 from .fitting import Fit, fit, stiffness_variants
 from .posterior import MOSTLY_PRIOR, posterior as full_posterior
-from .trust import FAR, Trust, hybrid_fit, network_fit
+from .baseline import CANDIDATES, STIFFNESS
+from .trust import FAR, Trust, at_bound, hybrid_fit, network_fit
 from .model import Preset, get_preset, make_decoder
 from .plot import plot_fit
 from .preprocess import align, correct_eddy_currents, linewidth, phase, remove_water, snr
@@ -290,12 +291,15 @@ def usable(spectra):
     return ['ok' if f else 'empty' for f in filled.tolist()]
 
 
-def judged(reasons, fitted, method, metabolites):
-    "Reason codes after the fit: 'not_converged' or, where the data leave the errors infinite, 'undetermined' instead of 'ok'"
+def judged(reasons, fitted, method, decoder):
+    "Reason codes after the fit, instead of 'ok': 'undetermined' (infinite errors), 'not_converged', 'no_signal' (no amount reaches three error bars), 'out_of_reach' (the shift ends at its bound)"
+    metabolites = len(decoder.signals[0].names)
     sd = fitted.sd[:, :metabolites]
     lost = ~torch.isfinite(fitted.params).all(-1) | sd.isnan().any(-1) | sd.isinf().all(-1)
     late = ~fitted.converged if method != 'network' else torch.zeros_like(fitted.converged)
-    return [r if r != 'ok' else 'undetermined' if u else 'not_converged' if c else r for r, u, c in zip(reasons, lost.tolist(), late.tolist())]
+    none = ~((fitted.params[:, :metabolites]/sd.clamp_min(1e-300)) > 3).any(-1)
+    codes = dict(undetermined=lost, not_converged=late, no_signal=none, out_of_reach=at_bound(decoder, fitted.params))
+    return [r if r != 'ok' else next((k for k, v in codes.items() if bool(v[i])), 'ok') for i, r in enumerate(reasons)]
 
 
 def look_at(spectra, basis):
@@ -432,7 +436,8 @@ def quantify(
         if trust is not None: trust = trust.each(lambda v: torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v))
         if known is not None: known = known.each(lambda v: v.new_full((len(ok), *v.shape[1:]), math.nan).index_copy(0, torch.nonzero(ok)[:, 0], v))
         notes.append(f'{int((~ok).sum())} of {len(spectra)} spectra hold only zeros; they are NaN in the table.')
-    reasons = judged(reasons, fitted, method, len(decoder.signals[0].names))
+    reasons = judged(reasons, fitted, method, decoder)
+    if decoder.baseline is not None and decoder.baseline.auto and fitted.stiffness is not None: notes.append(chosen_stiffness(fitted.stiffness))
     if method == 'network': notes.append('The errors are those that the network states itself; they hold for spectra like those of its training.' if getattr(model, 'uncertain', False) else
                                          'The errors are Cramér-Rao bounds at the estimate of the network; its own error is larger. Method hybrid gives errors that hold.')
     settings = describe_settings(spectra, basis, used, method, model, device)
@@ -505,6 +510,13 @@ def _choose(spectra, basis, model, preset, baseline, macromolecules, measured):
     if given is None and preset.name != 'brain-3t': notes.append(f'At {acq.spectrometer_frequency/LARMOR["1H"]:.1f} T the preset {preset.name} was taken; choose another (preset, --preset) if it is not for these data.')
     if acq.nucleus == '1H' and not ('Cr' in basis or 'PCr' in basis): notes.append('The basis set has neither Cr nor PCr, so there are no ratios to total creatine.')
     return decoder, used, notes, match_basis(basis, acq)
+
+
+def chosen_stiffness(per_ppm):
+    "A sentence on the stiffness that 'auto' chose for each spectrum [B]"
+    word = {v: k for k, v in STIFFNESS.items()}
+    parts = [f'{word.get(v, f"{v:g} per ppm")} for {int((per_ppm == v).sum())}' for v in CANDIDATES if (per_ppm == v).any()]
+    return f'The baseline was chosen for each spectrum: {", ".join(parts)}.'
 
 
 def describe_settings(spectra, basis, preset, method, model, device):

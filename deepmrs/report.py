@@ -104,7 +104,8 @@ def correlation_picture(result, i):
 
 # %% ../nbs/62_report.ipynb #680662c4
 STATUS = {'ok': 'quantified', 'empty': 'not quantified: the data hold only zeros', 'not_converged': 'the fit did not converge; the values are those of its last step',
-          'undetermined': 'the data do not determine the amounts'}
+          'undetermined': 'the data do not determine the amounts', 'no_signal': 'no amount reaches three error bars; there is hardly any signal',
+          'out_of_reach': 'the spectrum lies as far from the basis set as the model lets it; check its ppm axis, field and dwell time'}
 MAIN = (*TOTALS, 'Ins')  # what a summary shows
 
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FAR', 'LOOK_STEPS', 'MISFIT', 'MOVED', 'STRANGE', 'FAINT', 'CLEAR', 'off_by', 'Trust', 'misfit', 'network_fit',
-           'hybrid_fit']
+           'at_bound', 'hybrid_fit']
 
 # %% ../nbs/52_trust.ipynb #508b7f47
 from dataclasses import dataclass
@@ -68,11 +68,11 @@ def network_fit(
     "(`Fit` at the network's parameters, `Trust`)"
     f = fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress)
     looked = fit(decoder, fids, start=start, window=window, max_steps=LOOK_STEPS)
-    distance = torch.where(_at_bound(decoder, looked.params), torch.inf, off_by(start, looked, decoder.linear))
+    distance = torch.where(at_bound(decoder, looked.params), torch.inf, off_by(start, looked, decoder.linear))
     return f, Trust(distance, torch.zeros(len(fids), dtype=torch.bool, device=fids.device), misfit(fids, looked, window))
 
 
-def _at_bound(decoder, params):
+def at_bound(decoder, params):
     "[B]: does the spectrum lie as far from the basis set as the model lets it, or farther?"
     if 'shift' not in decoder.layout: return torch.zeros(len(params), dtype=torch.bool, device=params.device)
     b, s = decoder.layout.blocks['shift'], params[:, decoder.layout.slices['shift']]
