@@ -552,3 +552,28 @@ def test_options_on_real_data(more, tmp_path):
 @real
 def test_the_default_model_refuses_another_scanner(tmp_path):
     assert 'MHz' in refused(tmp_path, INVIVO/'sub-01_press_act.nii.gz', '--model', 'default', word='model')
+
+
+@pytest.mark.parametrize('choice, word', [('max_damping=-5', 'above 0'), ('max_shift=abc', 'above 0'), ('window=1.8', 'two numbers'), ('groups=Cr', 'groups'), ('lineshape=banana', '"off"'), ('align=maybe', '"on"')])
+def test_a_choice_that_a_preset_does_not_take(choice, word, made, tmp_path):
+    refused(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--choose', choice, word=word)
+
+
+def test_choices_do_what_they_say(made, tmp_path):
+    table, text = accepted(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--no-posterior', '--choose', 'align=off', '--choose', 'remove_water=off', '--choose', 'window=1.8,4.2')
+    assert 'shifted' not in text and 'water was removed' not in text and np.isfinite(table.sd[['tNAA', 'tCr', 'Ins']]).all()
+
+
+def test_data_are_not_overwritten_by_their_results(made, tmp_path):
+    (tmp_path/'out').mkdir()
+    data = tmp_path/'out/fit.nii.gz'
+    data.write_bytes((made[0]/'good.nii.gz').read_bytes())
+    status, text = call('quantify', data, '--basis', made[0]/'b.npz', '--out', tmp_path/'out')
+    assert status == 1 and 'would be overwritten' in text and data.read_bytes() == (made[0]/'good.nii.gz').read_bytes()
+    refused(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--water', made[0]/'good.nii.gz', word='both as data and as water reference')
+
+
+def test_noise_is_no_brain(made, tmp_path):
+    noise = torch.randn(1, 2048, dtype=torch.complex64, generator=torch.Generator().manual_seed(1))
+    status, text = call('quantify', npz(tmp_path/'noise.npz', noise), '--basis', made[0]/'b.npz', '--no-posterior', '--out', tmp_path/'out')
+    assert status == 1 and ('no_signal' in text or 'out_of_reach' in text)
