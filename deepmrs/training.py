@@ -144,7 +144,7 @@ class Trained:
         "A `Fit` of FIDs [B, N] at the network's parameters, with the errors that the network states instead of Cramér-Rao bounds"
         return dataclasses.replace(fitted, covariance=self.covariance(fids))
 
-
+# %% ../nbs/40_training.ipynb #d2c3d0c9
 def _rebuild(decoder, acquisition, preset):
     "A decoder like this one for another acquisition"
     metabolites = decoder.signals[0]
@@ -274,7 +274,7 @@ class Simulated:
         noise = b.noise_sd**2
         return b.fids, noise if self.known else power(b.fids, self.points), b.params if self.same else None, noise
 
-
+# %% ../nbs/40_training.ipynb #a86367ca
 def _with(obj, values):
     "A copy of an object with these attributes"
     new = copy.copy(obj)
@@ -347,7 +347,7 @@ class Settings:
         for k in ('batch_size', 'max_epochs', 'learning_rate', 'log_every', 'devices', 'validation'):
             if not getattr(self, k) > 0: raise InputError(f'{k} must be above 0, not {getattr(self, k)}.')
 
-
+# %% ../nbs/40_training.ipynb #b38b0ea8
 SCHEDULES = {  # progress 0…1 → factor on the learning rate
     'steps': lambda u: 1. if u < 1/8 else 0.1 if u < 1/2 else 0.01,
     'cosine': lambda u: min(u/0.02, 1.)*(0.5 + 0.5*math.cos(math.pi*min(u, 1.))) + 1e-4,
@@ -467,7 +467,7 @@ class _KeepOnInterrupt(pl.Callback):
     def on_exception(self, trainer, module, exception):
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step: trainer.save_checkpoint(self.path)
 
-
+# %% ../nbs/40_training.ipynb #66116d12
 def _trainer(out, settings, keep_logs, callbacks=()):
     "(Lightning `Trainer`, its checkpoint callback)"
     checkpoints = ModelCheckpoint(out/'checkpoints', 'best', monitor='val_loss', save_last=True, enable_version_counter=False)
@@ -481,7 +481,7 @@ def _trainer(out, settings, keep_logs, callbacks=()):
                       gradient_clip_val=settings.clip, log_every_n_steps=settings.log_every, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=settings.progress,
                       benchmark=True if gpu else None, use_distributed_sampler=False), checkpoints
 
-
+# %% ../nbs/40_training.ipynb #513ef9fe
 class _Quiet:
     "Lightning without its advice, for as long as it lasts"
     def __enter__(self):
@@ -496,7 +496,7 @@ class _Quiet:
         self.log.setLevel(self.level)
         torch.backends.cudnn.benchmark = self.benchmark
 
-# %% ../nbs/40_training.ipynb #66116d12
+# %% ../nbs/40_training.ipynb #d685b974
 def run_training(
     lit,  # a `LitModel`
     out,  # folder
@@ -522,7 +522,7 @@ def run_training(
                                    'validation_loss': float(checkpoints.best_model_score)}
     return lit.model.eval()
 
-
+# %% ../nbs/40_training.ipynb #cc30ad16
 def read_log(
     out,  # folder of a training
 ):
@@ -547,7 +547,7 @@ def get_priors(
         if k not in decoder.layout: raise InputError(f'The priors name {k}, but the model has {", ".join(decoder.layout.blocks)}.')
     return start | given
 
-
+# %% ../nbs/40_training.ipynb #f832baa4
 def shortened(
     decoder,  # a `Decoder`
     points,  # N to keep
@@ -564,7 +564,7 @@ def noise_range(simulator):
     first = float(simulator.decoder(params)[:, 0].abs().median())
     return 0.005*first, 0.15*first
 
-# %% ../nbs/40_training.ipynb #f832baa4
+# %% ../nbs/40_training.ipynb #25564102
 def build_model(
     decoder,  # a `Decoder`
     priors='brain',  # see `get_priors`
@@ -595,7 +595,7 @@ def build_model(
             'priors': {k: d.spec() for k, d in dists.items()}, 'noise': {'kind': noise, 'sd': list(sim.noise_sd)}, 'extras': list(extras), 'training': {}}
     return Model(net, decoder, *sim.moments(), points, normalise, reference, preset, card, extras), sim
 
-
+# %% ../nbs/40_training.ipynb #792556ad
 def take_over(
     model,  # a new `Model`
     earlier,  # a trained one with the same parameters and encoder
@@ -611,7 +611,7 @@ def take_over(
     model.reference.copy_(earlier.reference)
     model.card['training']['start_from'] = earlier.card.get('checksum', 'unsaved')
 
-# %% ../nbs/40_training.ipynb #25564102
+# %% ../nbs/40_training.ipynb #51430bdf
 def train(
     basis=None,  # a `Basis`; or give `decoder`
     spectra=None,  # measured `Spectra` to learn from, water removed and aligned as the preset would; None: simulated ones
@@ -662,7 +662,7 @@ def train(
         return model
     with tempfile.TemporaryDirectory() as folder: return run_training(lit, folder, keep_logs=False, callbacks=callbacks)
 
-
+# %% ../nbs/40_training.ipynb #a61e296a
 def _like(model):
     "(encoder, options, points, normalise) of a model, as `build_model` takes them"
     options = model.card.get('encoder', {}).get('options')
@@ -711,7 +711,7 @@ def save_model(
     card.write_text(json.dumps(about, indent=1, default=str), encoding='utf-8')
     return numbers, card
 
-
+# %% ../nbs/40_training.ipynb #ab8318a2
 def _read_card(numbers, card):
     "(tensors, card) from two files, or a sentence on what is wrong with them"
     for f in (numbers, card):
@@ -724,7 +724,7 @@ def _read_card(numbers, card):
     try: return load_file(numbers), about
     except SafetensorError as e: raise InputError(f'{numbers} is damaged: {e}.') from None
 
-# %% ../nbs/40_training.ipynb #ab8318a2
+# %% ../nbs/40_training.ipynb #371e0cdc
 def load_model(
     path='default',  # a folder, a .safetensors file, or 'default': the model that comes with deepmrs
     device=None,  # where to put it; default the CPU
@@ -751,7 +751,7 @@ def load_model(
     except (KeyError, TypeError, ValueError, RuntimeError) as e: raise InputError(f'The card of the model {path} does not fit its numbers ({str(e).splitlines()[0]}); copy both files anew.') from None
     return model.eval().to(device or 'cpu')
 
-
+# %% ../nbs/40_training.ipynb #6ee71b8b
 def _load_decoder(card, acq, preset, fids):
     "The decoder of a card, with the stored FIDs bit for bit"
     if preset is None: raise InputError('This model was trained with a decoder of its own; give it: load_model(path, decoder=…).')
