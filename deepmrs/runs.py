@@ -573,7 +573,7 @@ def measured_results(config, model, parts):
     fids = torch.where(full[:, None], spectra.fids, torch.ones_like(spectra.fids))  # an empty one is answered too, and marked
     for m in methods:
         f = estimate(decoder, fids, m, parts.preset.window, model)
-        reasons = judged(['ok' if k else 'empty' for k in full.tolist()], f, m, len(decoder.signals[0].names))
+        reasons = judged(['ok' if k else 'empty' for k in full.tolist()], f, m, decoder)
         out[m] = Result(spectra, decoder, f, m, {}, parts.notes, [c if r == 'ok' and c != 'ok' else r for r, c in zip(reasons, parts.held.table.status)], parts.preset.window)
     return out
 

@@ -512,7 +512,7 @@ def reconstruct(
     "The `Result` of the network alone"
     window = model.preset.window if model.preset is not None else None
     fitted = estimate(model.decoder, spectra.fids, 'network', window, model)
-    return Result(spectra, model.decoder, fitted, 'network', {}, (), judged(['ok']*len(spectra), fitted, 'network', len(model.names)), window)
+    return Result(spectra, model.decoder, fitted, 'network', {}, (), judged(['ok']*len(spectra), fitted, 'network', model.decoder), window)
 
 # %% ../nbs/70_widgets.ipynb #3c051d1e
 class Watcher:
