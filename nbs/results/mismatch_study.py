@@ -140,7 +140,7 @@ def put(path, table):
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, default=HERE/'mismatch_study.csv')
-    p.add_argument('--n', type=int, default=200, help='spectra a level')
+    p.add_argument('--n', type=int, default=100, help='spectra a level')
     p.add_argument('--snr', type=float, nargs='*', default=LEVELS)
     p.add_argument('--choices', action='store_true', help='the choices tried for brain-3t, too')
     p.add_argument('--only', help='a preset, or a preset and choices as JSON: brain-3t {"baseline": "stiff"}')
