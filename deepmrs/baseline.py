@@ -24,11 +24,11 @@ def window_points(
     acq,  # an `Acquisition`
     window=(0.2, 4.2),  # ppm
 ):
-    "Indices [n] of the points of a spectrum within a ppm window"
+    "The points of a spectrum within a ppm window, a slice"
     ppm = acq.ppm_axis(dtype=torch.float64)
     keep = torch.nonzero((ppm >= min(window)) & (ppm <= max(window)))[:, 0]
     if len(keep) < 8: raise InputError(f'Only {len(keep)} points of the spectrum lie between {min(window)} and {max(window)} ppm; widen the window or check the data\'s axis.')
-    return keep
+    return slice(int(keep[0]), int(keep[-1]) + 1)
 
 # %% ../nbs/22_baseline.ipynb #ecee79fc
 class SplineBaseline:
@@ -47,8 +47,9 @@ class SplineBaseline:
         self.per_ppm = STIFFNESS[stiffness] if isinstance(stiffness, str) else float(stiffness)
         self.window, width = (min(window), max(window)), abs(window[1] - window[0])
         inside = window_points(acq, window)
-        if not 2/width < self.per_ppm < min(len(inside)/width, 40.):
-            raise InputError(f'A baseline of {self.per_ppm:g} parameters per ppm can\'t be fitted to {len(inside)} points of {width:g} ppm; give more than {2/width:g} and fewer than {min(len(inside)/width, 40.):g}, or off.')
+        points = inside.stop - inside.start
+        if not 2/width < self.per_ppm < min(points/width, 40.):
+            raise InputError(f'A baseline of {self.per_ppm:g} parameters per ppm can\'t be fitted to {points} points of {width:g} ppm; give more than {2/width:g} and fewer than {min(points/width, 40.):g}, or off.')
         pieces = max(4, math.ceil(width / (spacing or min(0.4/self.per_ppm, 0.25))))
         h, many = width/pieces, pieces + 3
         knots = self.window[0] + h*np.arange(-6, pieces + 7)  # three more on each side, so that each spline ends where it likes

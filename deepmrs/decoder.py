@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHAPES', 'RINGING', 'Block', 'Layout', 'Signals', 'Modulation', 'Shift', 'BackShift', 'Lorentzian', 'Gaussian',
-           'Phase', 'FirstOrderPhase', 'Lineshape', 'check_modulation', 'exp_along', 'members', 'Terms', 'Decoder',
-           'jacobian', 'GramTable', 'normal_equations', 'half_energy', 'reduced']
+           'Phase', 'FirstOrderPhase', 'Lineshape', 'check_modulation', 'exp_along', 'members', 'Terms', 'weighted',
+           'Decoder', 'Seen', 'jacobian', 'GramTable', 'normal_equations', 'half_energy', 'reduced']
 
 # %% ../nbs/20_decoder.ipynb #fe3df2e5
 import math
@@ -16,7 +16,7 @@ import torch
 from scipy.fft import next_fast_len
 from torch import nn
 
-from .core import InputError, fid_to_spectrum, spectrum_to_fid
+from .core import InputError, fft_order, fid_to_spectrum, spectrum_to_fid
 
 # %% ../nbs/20_decoder.ipynb #5104a05a
 @dataclass(frozen=True)
@@ -238,8 +238,8 @@ def exp_along(
     step = (rate*dwell)[..., None]
     k = torch.arange(max(fine, -(-n//fine)), device=rate.device)
     out = (torch.exp(step*k[:-(-n//fine)]*fine)[..., :, None]*torch.exp(step*k[:fine])[..., None, :]).flatten(-2)[..., :n]
-    if not wrapped: return out
-    return torch.cat([out[..., :n - wrapped], out[..., n - wrapped:]*torch.exp(-step*n)], -1)
+    if wrapped: out[..., n - wrapped:].mul_(torch.exp(-step*n))
+    return out
 
 
 def members(
@@ -313,6 +313,14 @@ class Terms(nn.Module):
         return turning if factor is None else turning*factor
 
 # %% ../nbs/20_decoder.ipynb #b0b22e33
+def weighted(
+    weights,  # [B, K] or [B, G, K], real
+    fids,  # [K, N] or [B, K, N], complex
+):
+    "Sums weights · fids [B, N] or [B, G, N], as one real product"
+    return torch.view_as_complex((weights @ torch.view_as_real(fids).flatten(-2)).unflatten(-1, (-1, 2)))
+
+# %% ../nbs/20_decoder.ipynb #e84d3ab8
 class Decoder(Terms):
     "The linear combination model. Parameters [B, P] → FIDs [B, N]; differentiable; the only forward model. Made like `Terms`."
 
@@ -320,8 +328,9 @@ class Decoder(Terms):
         "Σ aₖ Bₖ exp(hₖ + h), time domain [B, N]"
         h, own = self.shared_exponent(p, 'time'), self.own_factor(p)
         fids = self.fids.to(torch.complex128) if amplitudes.dtype == torch.float64 else self.fids
-        a, o = amplitudes.to(fids.dtype), self.owners
-        mix = a @ fids if own is None else torch.einsum('bk,bkn->bn', a[:, o], fids[o]*own) + a[:, :o.start] @ fids[:o.start] + a[:, o.stop:] @ fids[o.stop:]
+        a, o = amplitudes, self.owners
+        if own is None: mix = weighted(a, fids)
+        else: mix = weighted(a[:, None, o], fids[o]*own)[:, 0] + weighted(torch.cat([a[:, :o.start], a[:, o.stop:]], 1), torch.cat([fids[:o.start], fids[o.stop:]]))
         return mix*h.exp() if isinstance(h, torch.Tensor) else mix
 
     def _late(self, fid, p, baseline=True):
@@ -369,60 +378,83 @@ class Decoder(Terms):
         return out
 
 # %% ../nbs/20_decoder.ipynb #8f58b0be
+class Seen:
+    "What a fit sees of FIDs: themselves, or with `keep` these points of their spectra with the frequency-domain modulations; first points are halved already"
+
+    def __init__(self, d, p, keep, dtype):
+        turn = 0. if keep is None else d.shared_exponent(p, 'frequency')
+        self.turn, n = turn[:, None, keep].exp() if isinstance(turn, torch.Tensor) else None, len(d.time)
+        self.keep, self.points = keep, n if keep is None else keep.stop - keep.start
+        self.pieces = [] if keep is None else fft_order(n, keep)
+        self.dtype, self.device = dtype, d.fids.device
+
+    def empty(self, B, columns): return torch.empty(B, columns, self.points, dtype=self.dtype, device=self.device)
+
+    def __call__(self, fids, out=None):
+        "Of FIDs [B, K, N], as [B, K, n], into `out`"
+        if out is None: out = self.empty(*fids.shape[:2])
+        if self.keep is None: return out.copy_(fids)
+        spectra = torch.fft.fft(fids)
+        for here, there in self.pieces:
+            if self.turn is None: out[..., here] = spectra[..., there]
+            else: torch.mul(spectra[..., there], self.turn[..., here], out=out[..., here])
+        return out
+
+# %% ../nbs/20_decoder.ipynb #080b7cd2
+@torch.no_grad()
 def jacobian(
     decoder,  # a `Decoder`
     params,  # parameters [B, P]
-    keep=None,  # None: time domain, all points; or indices [n] of the points of the spectrum that count
+    keep=None,  # None: time domain, all points; or a slice of the points of the spectrum that count
     linear=False,  # only the columns of amplitudes and baseline?
 ):
     "(model [B, n], Jacobian [B, P, n]), complex: FIDs, or spectra at `keep`"
     d, lay, K = decoder, decoder.layout, decoder.linear
     if keep is None and not d.plain: raise InputError('A model with a baseline or a first-order phase is fitted in the frequency domain; give `keep`.')
     p, t = lay.split(params), decoder.time.to(params.dtype)
-    h, own, turn = d.shared_exponent(p, 'time'), d.own_factor(p), None if keep is None else d.shared_exponent(p, 'frequency')
-    turn = turn[:, None, keep].exp() if isinstance(turn, torch.Tensor) else None
-    def see(v):
-        if keep is not None: v = fid_to_spectrum(v, keep)
-        return v if turn is None else v*turn
     fids = d.fids.to(torch.complex128) if params.dtype == torch.float64 else d.fids
+    h, own, see = d.shared_exponent(p, 'time'), d.own_factor(p), Seen(d, p, keep, fids.dtype)
+    if keep is not None: fids = torch.cat([fids[:, :1]/2, fids[:, 1:]], 1)  # halved once here, as `fid_to_spectrum` halves each
     cols = fids*h.exp()[:, None] if isinstance(h, torch.Tensor) else fids.repeat(len(params), 1, 1)
-    if own is not None: cols[:, d.owners] *= own
-    a = params[:, :K].to(cols.dtype)
-    mix = torch.einsum('bk,bkn->bn', a, cols)
-    J = {m.name: _shared_columns(m, p, t, mix) for m in d.modulations if m.domain == 'time' and m.targets is None and not linear}
-    few = see(torch.cat([mix[:, None], *J.values()], 1))
-    model, J = few[:, 0], dict(zip(J, few[:, 1:].split([v.shape[1] for v in J.values()], 1)))
-    if not linear: _add_own_columns(d, p, t, cols, a, see, J)
-    for m in d.modulations:
-        if m.domain == 'frequency' and not linear: J[m.name] = (model*m.derivative(p[m.name], d.frequency[keep].to(params.dtype)))[:, None]
-    cols = see(cols)
+    if own is not None: cols[:, d.owners].mul_(own)
+    mix = weighted(params[:, None, :K], cols)
+    where = {k: s for k, s in lay.slices.items() if s.start >= K} if not linear else {'baseline': slice(K, K + lay.size - lay.slices['baseline'].start)} if d.baseline is not None else {}
+    J = see.empty(len(params), max((s.stop for s in where.values()), default=K))
+    see(cols, J[:, :K])
+    shared = {} if linear else {m.name: _shared_columns(m, p, t, mix) for m in d.modulations if m.domain == 'time' and m.targets is None}
+    few = see(torch.cat([mix, *shared.values()], 1))
+    model, few = few[:, 0], few[:, 1:].split([v.shape[1] for v in shared.values()], 1)
+    for name, part in zip(shared, few): J[:, where[name]] = part
+    if not linear:
+        _own_columns(d, p, t, cols, params[:, :K], see, J, where)
+        for m in d.modulations:
+            if m.domain == 'frequency': J[:, where[m.name]] = (model*m.derivative(p[m.name], d.frequency[keep].to(params.dtype)))[:, None]
     if d.baseline is not None:
         z = d.splines[:, keep].to(cols.dtype)
-        J['baseline'] = torch.cat([z, 1j*z]).expand(len(model), -1, -1)
+        J[:, where['baseline']] = torch.cat([z, 1j*z])
         model = model + d.baseline_spectrum(p)[:, keep]
-    return model, torch.cat([cols] + [J[k] for k in list(lay.blocks)[len(d.signals):] if k in J], 1)
+    return model, J
 
-
+# %% ../nbs/20_decoder.ipynb #dda782ff
 def _shared_columns(m, p, t, mix):
     "Columns [B, J, N], time domain, of a modulation that all signals share"
     slope = m.derivative(p[m.name], t)
-    return mix[:, None]*slope if m.parts else (mix*slope)[:, None]
+    return mix*slope if m.parts else mix*slope[:, None]
 
 
-def _add_own_columns(d, p, t, cols, a, see, J):
+def _own_columns(d, p, t, cols, a, see, J, where):
     "Columns, as seen, of the modulations that signals have of their own, put into J; those with a rate share the transform of t·cols"
     o, late, moved = d.owners, None, {}
     for i, m in enumerate(d.modulations):
         if m.targets is None: continue
-        whose = getattr(d, f'members_{i}')[:, o]
-        member = whose.to(cols.dtype)
-        if m.rate is None: part = member @ see(a[:, o, None]*cols[:, o]*m.derivative((p[m.name] @ whose.to(t.dtype))[..., None], t))
+        member, out = getattr(d, f'members_{i}')[:, o].to(a.dtype), J[:, where[m.name]]
+        if m.rate is None: part, rate = weighted(member*a[:, None, o], see(cols[:, o]*m.derivative((p[m.name] @ member)[..., None], t))), 1.
         else:
-            if late is None: late = a[:, o, None]*see(cols[:, o]*t)
-            twin = d.twins[i]
-            if twin not in moved: moved[twin] = member @ late
-            part = m.rate*moved[twin]
-        J[m.name] = J[m.name] + part if m.borrows else part
+            if late is None: late = see(cols[:, o]*t)
+            if d.twins[i] not in moved: moved[d.twins[i]] = weighted(member*a[:, None, o], late)
+            part, rate = moved[d.twins[i]], m.rate
+        if m.borrows: out.add_(part, alpha=rate)
+        else: torch.mul(part, rate, out=out)
 
 # %% ../nbs/20_decoder.ipynb #8923ce03
 class GramTable:
@@ -471,14 +503,17 @@ def normal_equations(
     keep=None,  # as for `jacobian`
     table=None,  # a `GramTable` for the bare model: the fast path
     energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
-    project=None,  # V [n, k], complex64: model and Jacobian are multiplied by I − V Vᵀ; the data must have been
+    project=None,  # V [n, k], complex64: model and Jacobian are multiplied by I − V Vᵀ, as the data must have been
     small=None,  # (`Decoder`, `keep`) from `reduced`: the Jacobian is taken from it, the residual stays that of `decoder`
     linear=False,  # only for amplitudes and baseline? Not with `table`
 ):
     "(cost [B], gradient [B, P], Gauss-Newton matrix [B, P, P]), float64, of half the squared residual"
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
     model, J = jacobian(decoder, params, keep, linear) if small is None else (decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1], linear)[1])
-    if project is not None: J, model = (v - (v @ project) @ project.mT for v in (J, model))
+    if project is not None:
+        model = model - (model @ project) @ project.mT
+        every = J.flatten(0, 1)
+        every.addmm_(every @ project, project.mT, alpha=-1)
     J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
     H = (J @ J.mT).double()
     return (r.double()**2).sum(-1)/2, (J @ r[..., None])[..., 0].double(), H
@@ -518,26 +553,26 @@ RINGING = 0.4  # s; shorter FIDs are cut off while they ring, and what `reduced`
 
 def reduced(
     decoder,  # a `Decoder`
-    keep,  # indices [n] of neighbouring points of the spectrum
+    keep,  # slice of the points of the spectrum that count
     margin=60.,  # Hz kept on each side, tapered
 ):
-    "(small `Decoder` with the same parameters, indices of the same points in its spectra), or None if it would hardly be smaller"
+    "(small `Decoder` with the same parameters, slice of the same points in its spectra), or None if it would hardly be smaller"
     acq, N = decoder.acquisition, decoder.acquisition.points
     edge = max(int(margin*N*acq.dwell_time), 4)
-    low, n = int(keep[0]) - edge, len(keep) + 2*edge
+    low, n, device = keep.start - edge, keep.stop - keep.start + 2*edge, decoder.fids.device
     while n % 2 or next_fast_len(n, real=True) != n: n += 1  # FFTs of other lengths take twice the time
     if low < 0 or low + n > N or n > 0.6*N: return None
     band = slice(low, low + n)
-    rise = torch.sin(torch.linspace(0, math.pi/2, edge, device=keep.device))**2
-    taper = torch.cat([rise, torch.ones(n - 2*edge, device=keep.device), rise.flip(0)])
-    fade = torch.cos(((torch.arange(N, device=keep.device)/N - 13/16)*8).clamp(0, 1)*math.pi/2)**2
+    rise = torch.sin(torch.linspace(0, math.pi/2, edge, device=device))**2
+    taper = torch.cat([rise, torch.ones(n - 2*edge, device=device), rise.flip(0)])
+    fade = torch.cos(((torch.arange(N, device=device)/N - 13/16)*8).clamp(0, 1)*math.pi/2)**2
     fids = spectrum_to_fid(fid_to_spectrum(decoder.fids*fade)[:, band]*taper)
     centre = acq.centre_ppm + float(decoder.frequency[low + n//2])/acq.spectrometer_frequency
     sizes = [len(s.names) for s in decoder.signals]
     signals = [Signals(f, s.names, s.group, s.unit, s.nonnegative) for f, s in zip(fids.split(sizes), decoder.signals)]
-    small = Decoder(signals, acq.replace(points=n, dwell_time=acq.dwell_time*N/n, centre_ppm=centre), decoder.modulations, decoder.baseline, decoder.priors).to(keep.device)
+    small = Decoder(signals, acq.replace(points=n, dwell_time=acq.dwell_time*N/n, centre_ppm=centre), decoder.modulations, decoder.baseline, decoder.priors).to(device)
     small.wrapped = n//16
-    small.time = torch.where(torch.arange(n, device=keep.device) < n - small.wrapped, small.time, small.time - n*small.acquisition.dwell_time)
+    small.time = torch.where(torch.arange(n, device=device) < n - small.wrapped, small.time, small.time - n*small.acquisition.dwell_time)
     small.frequency = decoder.frequency[band]
     if decoder.baseline is not None: small.splines = decoder.splines[:, band]
-    return small, keep - low
+    return small, slice(keep.start - low, keep.stop - low)

@@ -41,7 +41,7 @@ def fid_loss(
 # %% ../nbs/31_losses.ipynb #0a435c09
 def window_loss(
     look,  # a `Look`
-    keep,  # which points of the spectrum count: a slice or indices [n]
+    keep,  # slice of the points of the spectrum that count
     small=None,  # (`Decoder`, its `keep`) from `reduced`, to decode no more than the window
 ):
     "Mean squared residual of real and imaginary parts within a window of the spectrum, over N · `variance` (a number)"
@@ -136,7 +136,7 @@ def regularised_loss(
     look,  # a `Look` with the extra `truncation`
     weight=3.,  # λ, price of the truncation time (1/s)
     first=1, last=None,  # points of the FID that count in the time domain
-    keep=None,  # or which points of the spectrum count: a slice or indices
+    keep=None,  # or a slice of the points of the spectrum that count
 ):
     "Mean squared residual of the metabolites alone after tr, over `variance`, and the price of tr (a number) [Shamaei 2023, rpMM]"
     if 'truncation' not in look.extras: raise InputError('The regularised macromolecules need a truncation time of the network; make it with the extra output truncation.')
@@ -148,7 +148,7 @@ def regularised_loss(
     if keep is None: power = (torch.view_as_real(r).square().sum(-1)*w)[:, first:last].sum(-1)/w[:, first:last].sum(-1).clamp_min(1.)/2
     else: power = torch.view_as_real(fid_to_spectrum(r*w.clamp_min(1e-12).sqrt())[:, keep]).square().mean((1, 2))/w.sum(-1).clamp_min(1.)
     price = weight*tr if look.noise is None else weight*tr*(look.noise/look.variance).clamp_min(1e-4)  # even without any noise it has a price
-    if keep is not None: price = price*r.shape[-1]/len(range(*keep.indices(r.shape[-1])) if isinstance(keep, slice) else keep)  # a window holds the signal in fewer points
+    if keep is not None: price = price*r.shape[-1]/(keep.stop - keep.start)  # a window holds the signal in fewer points
     return (power/look.variance + price).mean()
 
 # %% ../nbs/31_losses.ipynb #6ad8f7eb
@@ -178,9 +178,8 @@ def make_loss(
     if regularised is not None and 'macromolecules' not in decoder.layout: raise InputError('The model has no macromolecules to regularise; choose a model that has, or another loss.')
     if window is None: keep, data = None, lambda look: fid_loss(look, first, last)
     else:
-        inside = window_points(decoder.acquisition, window)
-        keep = slice(int(inside[0]), int(inside[-1]) + 1)
-        small = reduced(decoder, inside.to(decoder.fids.device)) if decoder.acquisition.points*decoder.acquisition.dwell_time >= RINGING else None
+        keep = window_points(decoder.acquisition, window)
+        small = reduced(decoder, keep) if decoder.acquisition.points*decoder.acquisition.dwell_time >= RINGING else None
         data = lambda look: window_loss(look, keep, small)
     extra = [] if regularised is None else [(0.5*residual, lambda look: regularised_loss(look, regularised, first, last, keep))]
     return Loss([(residual, data), (parameters, lambda look: parameter_loss(look, sd)), (likelihood, lambda look: likelihood_loss(look, sd)), *extra])

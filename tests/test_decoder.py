@@ -89,12 +89,12 @@ def test_fid_and_spectrum_are_one(kind):
 @every
 def test_jacobian_is_the_derivative(kind):
     d = DECODERS[kind]()
-    p, keep = some_params(d), torch.arange(200, 280)
+    p, keep = some_params(d), slice(200, 280)
     model, J = jacobian(d, p, keep)
     close(model, d.spectrum(p)[:, keep], 1e-12)
     auto = torch.stack([torch.func.jacfwd(lambda v: torch.view_as_real(d.spectrum(v[None])[0, keep]))(x) for x in p])
     auto = torch.view_as_complex(auto.movedim(-1, 1).contiguous())
-    assert J.shape == (2, d.layout.size, len(keep))
+    assert J.shape == (2, d.layout.size, 80)
     assert ((J - auto).abs().amax(-1) <= 1e-9*auto.abs().amax(-1) + 1e-30).all()
     if d.plain:
         model, J = jacobian(d, p)
@@ -131,11 +131,11 @@ def test_single_precision_batches_and_linearity(kind):
 def test_normal_equations_on_each_device(kind, device):
     d = DECODERS[kind]().to(device)
     p = some_params(d).to(device)
-    keep = torch.arange(200, 280, device=device)
+    keep = slice(200, 280)
     y = d.spectrum(p)[:, keep] + 1.
     c, g, H = normal_equations(d, p, y, keep)
     J = jacobian(d, p, keep)[1]
-    assert math.isclose(float(c[0]), len(keep)/2, rel_tol=1e-9)  # half the sum of 1²
+    assert math.isclose(float(c[0]), 80/2, rel_tol=1e-9)  # half the sum of 1²
     close(g, -(J.real).sum(-1), 1e-9)
     close(H, (J.conj() @ J.mT).real, 1e-9)
 
@@ -176,7 +176,7 @@ def test_reduced_is_close(acq, baseline, mm):
     d = make_decoder(singlets(acq), acq, Preset('test', '1', mm, baseline, ('shift', 'lorentzian', 'gaussian', 'phase', 'first_order_phase'), (.2, 4.2)))[0]
     keep = window_points(acq)
     small, inside = reduced(d, keep)
-    assert small.layout.labels == d.layout.labels and small.acquisition.points < .6*acq.points and len(inside) == len(keep)
+    assert small.layout.labels == d.layout.labels and small.acquisition.points < .6*acq.points and inside.stop - inside.start == keep.stop - keep.start
     p = some_params(d, 6, dtype=torch.float32)
     a, b = small.spectrum(p)[:, inside], d.spectrum(p)[:, keep]
     rings = acq.points*acq.dwell_time < .4  # the FIDs are cut off while they ring, and fading them out costs some
@@ -187,7 +187,7 @@ def test_reduced_is_close(acq, baseline, mm):
 
 def test_nothing_is_reduced_when_nothing_is_gained():
     d = Decoder(singlets(), ACQ)
-    assert reduced(d, torch.arange(ACQ.points)) is None and reduced(d, torch.arange(5)) is None  # the whole spectrum; a window at its edge
+    assert reduced(d, slice(0, ACQ.points)) is None and reduced(d, slice(0, 5)) is None  # the whole spectrum; a window at its edge
 
 
 # ---- what is refused, and small parts
