@@ -104,11 +104,11 @@ def simulate_file(
     if count < 1: raise InputError(f'{count} spectra cannot be simulated; give a count of at least 1.')
     if basis is None: basis = simulate_basis(te1=.011, te2=.019)
     elif isinstance(basis, (str, Path)): basis = read_basis(basis)
-    decoder, _, _ = make_decoder(basis, preset=preset)
+    decoder, used, _ = make_decoder(basis, preset=preset)
     sim = Simulator(decoder, healthy_priors(decoder), 0.)
     if noise_sd is None: noise_sd = float(sim.spectra(8, seed)[0].fids[:, 0].abs().max())/100
     spectra, truth = Simulator(decoder, healthy_priors(decoder), noise_sd).spectra(count, seed)
     table = Path(str(out).removesuffix('.gz')).with_suffix('.csv')
     write_spectra(spectra, out)
     with replacing(table) as f: pd.DataFrame(truth.numpy(), columns=decoder.layout.labels).to_csv(f, index_label='spectrum')
-    return f'{count} spectra, noise sd {noise_sd:.3g} per part, in {out}; the truth in {table}'
+    return f'{count} spectra of preset {used.name}, version {used.version}, noise sd {noise_sd:.3g} per part, in {out}; the truth in {table}'

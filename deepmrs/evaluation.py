@@ -208,6 +208,9 @@ def headline(
 COLOURS = {'fit': '#0072b2', 'network': '#d55e00', 'hybrid': '#009e73', 'fit_truncated': '#cc79a7', 'prior': '0.55'}
 
 
+def _dot(values): return min(max(50/len(values)**.5, 2.5), 8.)  # few are drawn large
+
+
 def plot_true_estimated(
     truth, estimate,  # [B]
     ax=None, title=None, color='C0', prior_mean=None,
@@ -215,7 +218,7 @@ def plot_true_estimated(
     "Estimate against truth with the line of agreement, the regression (dashed) and, if given, the prior's mean (dotted). Returns the axes"
     t, e = _numbers(truth), _numbers(estimate)
     ax, m = _axes(ax, (2.6, 2.6)), error_measures(t, e)
-    ax.plot(t, e, '.', ms=2.5, alpha=.5, color=color, mew=0)
+    ax.plot(t, e, '.', ms=_dot(t), alpha=.5, color=color, mew=0)
     ends = np.array([t.min(), t.max()])
     ax.plot(ends, ends, color='0.2', lw=.8)
     if np.isfinite(m['slope']): ax.plot(ends, m['intercept'] + m['slope']*ends, '--', color=color, lw=1)
@@ -340,7 +343,7 @@ def plot_agreement(
     "Bland-Altman plot: difference against mean, with mean difference and 95 % limits. Returns the axes"
     a, b = _numbers(a), _numbers(b)
     row, ax = agreement(a[:, None], b[:, None], ['']).iloc[0], _axes(ax, (3.2, 2.4))
-    ax.plot((a + b)/2, a - b, '.', ms=2.5, alpha=.6, color='0.3', mew=0)
+    ax.plot((a + b)/2, a - b, '.', ms=_dot(a), alpha=.6, color='0.3', mew=0)
     for v, style in ((row.difference, '-'), (row.low, '--'), (row.high, '--')): ax.axhline(v, color='C3', lw=.9, ls=style)
     ax.set(xlabel='mean of both', ylabel='difference'); ax.set_title(title, fontsize=9)
     return ax

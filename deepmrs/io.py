@@ -611,8 +611,8 @@ def _found_in_spectra(fids, loaded, acq, conjugate, where):
     if found is None and loaded.conjugated is None:
         mag = fid_to_spectrum(flat).abs()
         if float(mag[:, (acq.ppm_axis() - 4.65).abs() < 0.5].amax()) < 0.999*float(mag.amax()) or acq.nucleus != '1H':
-            raise InputError(f'{where} does not say whether it is stored conjugated, and its lines do not show it; give conjugate=True or False.')
-        loaded.notes.append(f'{where} shows little but water, so its sign could not be found; it was taken as the conjugate (conjugate=False for the other).')
+            raise InputError(f'{where} does not say whether it is stored conjugated, and its lines do not show it; say so (conjugate=True or False, --conjugate or --no-conjugate).')
+        loaded.notes.append(f'{where} shows little but water, so nothing shows whether it is stored conjugated; it was taken to be (conjugate=False, --no-conjugate: it is not).')
         return True
     return found
 
@@ -655,7 +655,7 @@ def read_basis(
     known = any(canonical_name(n) in ('NAA', 'Cr', 'PCr', 'GPC', 'PCho', 'sIns') for n in stored.names) and acq.nucleus == '1H'
     found = reference_offset(stored)[1] if known and not isinstance(conjugate, bool) else None
     if found is None and loaded.conjugated is None and conjugate is None:
-        raise InputError(f'{where} does not say whether it is stored conjugated, and has no singlet to show it; give conjugate=True or False.')
+        raise InputError(f'{where} does not say whether it is stored conjugated, and has no singlet to show it; say so (conjugate=True or False).')
     fids = _turned(fids, loaded, conjugate, found, where)
     return stored.replace(fids, notes=loaded.notes)
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['FAR_OFF', 'LONGEST', 'MOST', 'METHODS', 'MANY', 'RESULT_FORMAT', 'total_weights', 'weighted', 'ratio', 'Beliefs',
            'beliefs', 'Result', 'to_frame', 'quality', 'spectrum', 'plot', 'prepare', 'usable', 'judged', 'look_at',
-           'covered', 'shorten', 'scatter_fit', 'trust_notes', 'estimate', 'estimate_and_trust', 'quantify',
-           'chosen_stiffness', 'describe_settings', 'writable_folder', 'save', 'save_state', 'load_result']
+           'covered', 'shorten', 'scatter_fit', 'unexplained', 'trust_notes', 'estimate', 'estimate_and_trust',
+           'quantify', 'chosen_stiffness', 'describe_settings', 'writable_folder', 'save', 'save_state', 'load_result']
 
 # %% ../nbs/60_quantify.ipynb #0dc95518
 import datetime
@@ -22,12 +22,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from .basis import Basis, match_basis, upright
-from .core import LARMOR, TOTALS, Acquisition, InputError, Spectra, as_complex, canonical_name, fid_to_spectrum
+from .basis import TYPICAL, Basis, match_basis, upright
+from .core import TOTALS, Acquisition, InputError, Spectra, as_complex, canonical_name, fid_to_spectrum
 from .fitting import Fit, fit, stiffness_variants
 from .posterior import MOSTLY_PRIOR, posterior as full_posterior
 from .baseline import CANDIDATES, STIFFNESS
-from .trust import FAR, Trust, at_bound, hybrid_fit, network_fit
+from .trust import FAR, STRANGE, Trust, at_bound, hybrid_fit, misfit, network_fit
 from .model import Preset, get_preset, make_decoder
 from .plot import plot_fit
 from .preprocess import align, correct_eddy_currents, linewidth, phase, remove_water, snr
@@ -190,7 +190,8 @@ def _add_posterior(frame, p, W):
 
 def quality(result):
     """One row a spectrum: snr (height of NAA over the noise sd of the spectrum), snr_residual (LCModel's: tallest fitted point over twice the rms
-    residual in the window), linewidth (Hz and ppm, of NAA in the data), shift (Hz), dampings (1/s), phase (degrees), Gauss-Newton steps, status"""
+    residual in the window), misfit (residual in the window over the noise at the edges of the spectrum), linewidth (Hz and ppm, of NAA in the data),
+    shift (Hz), dampings (1/s), phase (degrees), Gauss-Newton steps, status"""
     s, f = result.spectra, result.fit
     frame = pd.DataFrame({'spectrum': s.names})
     ok = torch.tensor([r != 'empty' for r in result.reasons])
@@ -199,14 +200,14 @@ def quality(result):
         if ok.any() and s.acquisition.nucleus == '1H': v[ok] = fn(s[ok]).double().cpu()
         frame[k] = v.numpy()
     frame['linewidth_ppm'] = frame.linewidth_hz/s.acquisition.spectrometer_frequency
-    frame['snr_residual'] = _residual_snr(result)
+    frame['snr_residual'], frame['misfit'] = _residual_snr(result), misfit(s.fids, f, result.window).cpu().numpy()
     for k, (name, unit) in {'shift': ('shift_hz', 1.), 'lorentzian': ('lorentzian_per_s', 1.), 'gaussian': ('gaussian_per_s', 1.), 'phase': ('phase_degrees', 180/math.pi),
                             'first_order_phase': ('first_order_phase_s', 1.)}.items():
         if k in result.decoder.layout: frame[name] = (result.parameter(k)[:, 0]*unit).cpu().numpy()
     frame['noise_sd'], frame['steps'], frame['converged'] = f.noise.cpu().numpy(), f.steps.cpu().numpy(), f.converged.cpu().numpy()
     if f.stiffness is not None: frame['baseline_per_ppm'] = f.stiffness.cpu().numpy()
     if result.trust is not None:
-        frame['network_distance'], frame['misfit'], frame['network_flagged'] = result.trust.distance.numpy(), result.trust.misfit.numpy(), result.trust.flagged.numpy()
+        frame['network_distance'], frame['network_flagged'] = result.trust.distance.numpy(), result.trust.flagged.numpy()
         if result.method == 'hybrid': frame['refitted'] = result.trust.refitted.numpy()
     frame['status'] = result.reasons
     return frame
@@ -354,6 +355,14 @@ def scatter_fit(
     return Fit(*(put(getattr(fitted, k), False if k == 'converged' else 0 if k == 'steps' else math.nan) for k in Fit.__dataclass_fields__))
 
 
+def unexplained(fids, fitted, window):
+    "A sentence, if need be, on spectra whose residual is more than noise"
+    left = misfit(fids, fitted, window).cpu()
+    much = (left > STRANGE) & (fitted.noise.cpu() > 1e-4*fids.abs().amax(-1).cpu())  # without noise, all that is left over is more
+    if not much.any(): return []
+    return [f'In {int(much.sum())} of {len(left)} spectra the residual is more than noise, {float(left[much].median()):.1f} times it (median; misfit in the quality table): something is not in the model. Error bars count it as noise.']
+
+
 def trust_notes(trust, method):
     "Sentences on spectra that the network does not know"
     far, again = int(trust.flagged.sum()), int(trust.refitted.sum())
@@ -426,6 +435,7 @@ def quantify(
     known = None
     if posterior or posterior is None and method != 'network' and len(ready) <= MANY: known = beliefs(decoder, ready.fids.to(device), fitted, used.window).each(torch.Tensor.cpu)
     fitted, decoder = fitted.each(torch.Tensor.cpu), decoder.cpu()
+    notes += unexplained(ready.fids, fitted, used.window)
     if trust is not None:
         trust = trust.each(torch.Tensor.cpu)
         notes += trust_notes(trust, method)
@@ -501,13 +511,15 @@ def _choose(spectra, basis, model, preset, baseline, macromolecules, measured):
         s = decoder.signals[0]
         return decoder, model.preset or Preset('of the model', '1'), [], Basis(s.fids, s.names, acquisition=decoder.acquisition, source='the model')
     given, preset = preset, get_preset(preset, acq)
+    if len(basis.names) == 1 and preset.align and acq.nucleus == '1H' and canonical_name(basis.names[0]) not in TYPICAL:
+        raise InputError(f'The basis set {basis.source or ""} holds one signal, {basis.names[0]}, which is no metabolite of the brain: is it a spectrum? Give a basis set, name the metabolite (names, --basis-names), or take preset none.')
     if preset.align: basis = upright(basis)
     measured, macromolecules = _measured_fid(measured, macromolecules, acq)
     decoder, used, notes = make_decoder(basis, acq, preset, macromolecules, baseline, measured)
     te = (acq.echo_time, basis.acquisition.echo_time)
     if None not in te and abs(te[0] - te[1]) > 0.003:
         notes.append(f'The data have an echo time of {te[0]*1e3:g} ms and the basis set one of {te[1]*1e3:g} ms; coupled metabolites will be wrong.')
-    if given is None and preset.name != 'brain-3t': notes.append(f'At {acq.spectrometer_frequency/LARMOR["1H"]:.1f} T the preset {preset.name} was taken; choose another (preset, --preset) if it is not for these data.')
+    if given is None: notes.append(f'Preset {preset.name}, version {preset.version}, was taken' + ('' if acq.field is None else f' for {acq.field:.1f} T') + f': macromolecules {used.macromolecules}, baseline {used.baseline}; choose another (preset, --preset) if it is not for these data.')
     if acq.nucleus == '1H' and not ('Cr' in basis or 'PCr' in basis): notes.append('The basis set has neither Cr nor PCr, so there are no ratios to total creatine.')
     return decoder, used, notes, match_basis(basis, acq)
 
@@ -589,7 +601,7 @@ def _save_maps(result, out, frame, q):
         put(f'concs/raw/{name}.nii.gz', group.amplitude.values)
         put(f'uncertainties/{name}_sd.nii.gz', group.crlb_percent.values)
         if 'ratio_tCr' in group: put(f'concs/internal/{name}.nii.gz', group.ratio_tCr.values)
-    for col in ('snr', 'snr_residual', 'linewidth_hz'): put(f'qc/{col}.nii.gz', q[col].values)
+    for col in ('snr', 'snr_residual', 'misfit', 'linewidth_hz'): put(f'qc/{col}.nii.gz', q[col].values)
     for col in ('shift_hz', 'lorentzian_per_s', 'gaussian_per_s', 'phase_degrees'):
         if col in q: put(f'nuisance/{col}.nii.gz', q[col].values)
     return files

@@ -167,6 +167,7 @@ def grade(
 _COLUMNS = (  # label, column, format, factor, meaning
     ('SNR of NAA', 'snr', '.0f', 1, 'tallest magnitude within 0.1 ppm of 2.01 ppm over the sd of the noise in one part of the spectrum'),
     ('SNR of the residual', 'snr_residual', '.0f', 1, 'tallest fitted point above the baseline over twice the rms residual in the window (as LCModel defines it)'),
+    ('residual over noise', 'misfit', '.1f', 1, 'rms residual in the window over the noise at the edges of the spectrum; 1: nothing but noise is left'),
     ('linewidth (Hz)', 'linewidth_hz', '.1f', 1, 'full width at half height of NAA in the data, above the local baseline'),
     ('linewidth (ppm)', 'linewidth_ppm', '.3f', 1, 'the same; below 0.1 ppm good, to 0.15 ppm doubtful, above bad'),
     ('shift (Hz)', 'shift_hz', '.2f', 1, 'of the lines, left after alignment; positive to higher ppm'),

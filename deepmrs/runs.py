@@ -7,9 +7,9 @@ __all__ = ['RUN_METHODS', 'Ingredients', 'size_of_macromolecules', 'model_priors
            'run_cohort', 'ingredients', 'member_folders', 'train_run', 'load_run', 'bound', 'TestSet', 'make_test_set',
            'write_test_set', 'read_answers', 'truncated_fit', 'method_fit', 'shared_names', 'score', 'compare',
            'plot_stacked', 'plot_all_true', 'plot_causes', 'causes_table', 'draws_at_middle', 'test_simulator',
-           'test_run', 'spread_table', 'summary', 'measured_results', 'explained', 'measured_tables', 'of_one_size',
-           'agreement', 'plot_cohort', 'plot_agreement', 'test_measured', 'run_one', 'versions', 'run_file',
-           'read_runs_of', 'convert_file', 'run_command']
+           'test_run', 'spread_table', 'summary', 'measured_results', 'measured_tables', 'of_one_size', 'agreement',
+           'plot_cohort', 'plot_agreement', 'test_measured', 'run_one', 'versions', 'run_file', 'read_runs_of',
+           'convert_file', 'run_command']
 
 # %% ../nbs/63_runs.ipynb #c01f6078
 import copy
@@ -33,7 +33,8 @@ from .fitting import Fit, covariance, crlb, fit
 from .macromolecules import macromolecule_model, macromolecules
 from .model import get_preset, make_decoder
 from .plot import plot_fit
-from .preprocess import Augmented, noise_sd, normalise, prepare_cohort
+from .preprocess import Augmented, normalise, prepare_cohort
+from .trust import misfit
 from .simulate import Simulator, Uniform, prior_from_spec
 from .training import Ensemble, Settings, get_priors, load_model, read_log, shortened, train
 
@@ -577,16 +578,6 @@ def measured_results(config, model, parts):
         out[m] = Result(spectra, decoder, f, m, {}, parts.notes, [c if r == 'ok' and c != 'ok' else r for r, c in zip(reasons, parts.held.table.status)], parts.preset.window)
     return out
 
-
-def explained(result, window=(0.2, 4.2)):
-    "Rms residual of each spectrum of a `Result` inside `window` (ppm) over that of its noise [B]; 1: only noise is left"
-    d, spectra = result.decoder, result.spectra
-    ppm = spectra.acquisition.ppm_axis()
-    inside = (ppm > min(window)) & (ppm < max(window))
-    with torch.no_grad(): left = [fid_to_spectrum(y) - d.spectrum(p.float()) for y, p in zip(spectra.fids.split(256), result.fit.params.split(256))]
-    rms = torch.view_as_real(torch.cat(left)[:, inside]).square().mean((1, 2)).sqrt()
-    return rms/(noise_sd(spectra)*math.sqrt(spectra.acquisition.points)).clamp_min(1e-30)
-
 # %% ../nbs/63_runs.ipynb #f85a4a02
 def measured_tables(results, held, model):
     "(amounts in the data's own units, one row for each method, spectrum and amount; quality, one row for each method and spectrum)"
@@ -600,7 +591,7 @@ def measured_tables(results, held, model):
             frame['spread'] = torch.stack([x(r.spectra.fids)[:, :W.shape[1]] @ W.T for x in model.models]).std(0).flatten().numpy()
         for c in {'amplitude', 'sd', 'spread'} & set(frame.columns): frame[c] *= frame.scale
         amounts.append(frame)
-        look = pd.DataFrame({'method': m, 'spectrum': r.spectra.names, 'status': r.reasons, 'residual_over_noise': explained(r).numpy()})
+        look = pd.DataFrame({'method': m, 'spectrum': r.spectra.names, 'status': r.reasons, 'residual_over_noise': misfit(r.spectra.fids, r.fit, r.window).numpy()})
         if m == 'network':
             times = [x.truncation(r.spectra.fids) for x in getattr(model, 'models', [model]) if x.truncates]
             if times: look['truncation_ms'] = 1e3*torch.stack(times).mean(0).numpy()

@@ -95,7 +95,7 @@ class Reader(nn.Module):
     @torch.no_grad()
     def _all(self, fids, chunk, what, columns):
         "what(FIDs) [B, columns] of all FIDs, some at a time"
-        if fids.shape[-1] < self.points: raise InputError(f'The model reads {self.points} points, but the data have {fids.shape[-1]}; acquire or simulate more, or use method="fit".')
+        if fids.shape[-1] < self.points: raise InputError(f'The model reads {self.points} points, but the data have {fids.shape[-1]}; acquire or simulate more, or use method fit.')
         if not len(fids): return fids.real.new_zeros(0, columns)
         device, was = self.reference.device, self.training
         self.eval()
@@ -119,7 +119,7 @@ class Trained:
 
     def check_data(self, spectra):
         "Refuse, in a sentence that says what would fit, `Spectra` that the model was not trained for; return them otherwise"
-        acq, own, way = spectra.acquisition, self.acquisition, 'or use method="fit" with a basis set for these data'
+        acq, own, way = spectra.acquisition, self.acquisition, 'or use method fit with a basis set for these data'
         if acq.nucleus != own.nucleus: raise InputError(f'The data are {acq.nucleus}, the model was trained for {own.nucleus}; train one for it, {way}.')
         if abs(acq.spectrometer_frequency/own.spectrometer_frequency - 1) > 0.01:
             raise InputError(f'The data were measured at {acq.spectrometer_frequency:g} MHz, the model was trained for {own.spectrometer_frequency:g} MHz; train one for this field, {way}.')
@@ -183,7 +183,7 @@ class Model(Trained, Reader):
 
     def uncertainty(self, fids, chunk=8192):
         "Standard deviations [B, P], float32, that the network states for its parameters of FIDs [B, N], in the data's scale; 0 for parameters that its prior holds fixed"
-        if not self.uncertain: raise InputError('This model does not state its own error; train one with uncertainty=True, or use method="hybrid", whose errors hold.')
+        if not self.uncertain: raise InputError('This model does not state its own error; train one with uncertainty=True, or use method hybrid, whose errors hold.')
         return self._all(fids, chunk, lambda x: self.read(x)[1]['sd'], self.decoder.layout.size)
 
     def covariance(self, fids, chunk=8192):
@@ -734,7 +734,7 @@ def load_model(
     "A saved `Model`, ready to use, or the `Ensemble` of those in a folder's member_1 … . Raises `InputError` for files that are missing, damaged or of a newer format"
     if str(path) == 'default':
         path = importlib.resources.files('deepmrs')/'data'/'default.safetensors'
-        if not path.is_file(): raise InputError('This installation of deepmrs holds no default model; train one, or use method="fit".')
+        if not path.is_file(): raise InputError('This installation of deepmrs holds no default model; train one, or use method fit.')
     members = sorted(Path(path).glob('member_*'), key=lambda p: (len(p.name), p.name))
     if members and not _files(path)[0].exists(): return Ensemble([load_model(p, device, copy.deepcopy(encoder), decoder) for p in members])
     tensors, card = _read_card(*_files(path))

@@ -571,6 +571,7 @@ def test_data_are_not_overwritten_by_their_results(made, tmp_path):
     status, text = call('quantify', data, '--basis', made[0]/'b.npz', '--out', tmp_path/'out')
     assert status == 1 and 'would be overwritten' in text and data.read_bytes() == (made[0]/'good.nii.gz').read_bytes()
     refused(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--water', made[0]/'good.nii.gz', word='both as data and as water reference')
+    refused(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'good.nii.gz', word='is it a spectrum')
 
 
 def test_noise_is_no_brain(made, tmp_path):
