@@ -208,12 +208,12 @@ def test_damaged_models(trained, tmp_path, what, word):
     assert '\n' not in str(e.value)
 
 
-@pytest.mark.parametrize('changes, word', [(dict(nucleus='31P', centre_ppm=0.), '31P'), (dict(spectrometer_frequency=127.7), 'this field'), (dict(dwell_time=2.5e-4), 'resample'), (dict(points=200), 'method="fit"'),
+@pytest.mark.parametrize('changes, word', [(dict(nucleus='31P', centre_ppm=0.), '31P'), (dict(spectrometer_frequency=127.7), 'this field'), (dict(dwell_time=2.5e-4), 'resample'), (dict(points=200), 'method fit'),
                                            (dict(echo_time=.068), 'echo time'), (dict(centre_ppm=4.7), 'centre')])
 def test_data_that_do_not_fit(trained, changes, word):
     acq = ACQ.replace(**changes)
     with pytest.raises(InputError, match=word) as e: trained[0].check_data(Spectra(torch.ones(1, acq.points), acquisition=acq))
-    assert 'method="fit"' in str(e.value)
+    assert 'method fit' in str(e.value)
 
 
 def test_data_that_fit(trained):

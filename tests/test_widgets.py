@@ -111,13 +111,13 @@ def test_refit_reset_and_pick(result):
     assert result.fit.params[1].equal(start)  # the result is not touched
 
 
-def test_display_and_speed(result):
+def test_display(result):
     e = explore(result)
     bundle = e._repr_mimebundle_()
     assert 'application/vnd.jupyter.widget-view+json' in bundle and bundle['image/png'] and bytes(e.image.value[:4]) == b'\x89PNG'
-    took = []
-    for v in (1., 2., 3., 4.): tic = time.perf_counter(); e.sliders['Glu'].value = v; took.append(time.perf_counter() - tic)
-    assert min(took) < .4  # 0.06 s on a free core
+    before = bytes(e.image.value)
+    e.sliders['Glu'].value += 3.
+    assert bytes(e.image.value) != before
 
 
 def test_decoder_alone_and_bare(result):
