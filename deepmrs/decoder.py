@@ -407,6 +407,7 @@ def jacobian(
     params,  # parameters [B, P]
     keep=None,  # None: time domain, all points; or a slice of the points of the spectrum that count
     linear=False,  # only the columns of amplitudes and baseline?
+    spare=0,  # rows left empty behind the Jacobian, for the caller
 ):
     "(model [B, n], Jacobian [B, P, n]), complex: FIDs, or spectra at `keep`"
     d, lay, K = decoder, decoder.layout, decoder.linear
@@ -419,7 +420,7 @@ def jacobian(
     if own is not None: cols[:, d.owners].mul_(own)
     mix = weighted(params[:, None, :K], cols)
     where = {k: s for k, s in lay.slices.items() if s.start >= K} if not linear else {'baseline': slice(K, K + lay.size - lay.slices['baseline'].start)} if d.baseline is not None else {}
-    J = see.empty(len(params), max((s.stop for s in where.values()), default=K))
+    J = see.empty(len(params), max((s.stop for s in where.values()), default=K) + spare)
     see(cols, J[:, :K])
     shared = {} if linear else {m.name: _shared_columns(m, p, t, mix) for m in d.modulations if m.domain == 'time' and m.targets is None}
     few = see(torch.cat([mix, *shared.values()], 1))
@@ -509,14 +510,16 @@ def normal_equations(
 ):
     "(cost [B], gradient [B, P], Gauss-Newton matrix [B, P, P]), float64, of half the squared residual"
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
-    model, J = jacobian(decoder, params, keep, linear) if small is None else (decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1], linear)[1])
+    if small is None: model, J = jacobian(decoder, params, keep, linear, spare=1)
+    else: model, J = decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1], linear, spare=1)[1]
+    J[:, -1] = model
     if project is not None:
-        model = model - (model @ project) @ project.mT
         every = J.flatten(0, 1)
         every.addmm_(every @ project, project.mT, alpha=-1)
-    J, r = torch.view_as_real(J).flatten(2), torch.view_as_real(model - data).flatten(1)
+    J[:, -1] -= data  # the residual as one more row: one product gives matrix and gradient
+    J = torch.view_as_real(J).flatten(2)
     H = (J @ J.mT).double()
-    return (r.double()**2).sum(-1)/2, (J @ r[..., None])[..., 0].double(), H
+    return J[:, -1].double().square().sum(-1)/2, H[:, :-1, -1], H[:, :-1, :-1]
 
 
 def half_energy(data):
