@@ -504,7 +504,7 @@ def normal_equations(
     keep=None,  # as for `jacobian`
     table=None,  # a `GramTable` for the bare model: the fast path
     energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
-    project=None,  # V [n, k], complex64: model and Jacobian are multiplied by I − V Vᵀ, as the data must have been
+    project=None,  # V [n, k], orthogonal columns, complex64: model and Jacobian are multiplied by I − V Vᵀ, as the data must have been
     small=None,  # (`Decoder`, `keep`) from `reduced`: the Jacobian is taken from it, the residual stays that of `decoder`
     linear=False,  # only for amplitudes and baseline? Not with `table`
 ):
@@ -512,14 +512,18 @@ def normal_equations(
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
     if small is None: model, J = jacobian(decoder, params, keep, linear, spare=1)
     else: model, J = decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1], linear, spare=1)[1]
-    J[:, -1] = model
-    if project is not None:
-        every = J.flatten(0, 1)
-        every.addmm_(every @ project, project.mT, alpha=-1)
-    J[:, -1] -= data  # the residual as one more row: one product gives matrix and gradient
-    J = torch.view_as_real(J).flatten(2)
-    H = (J @ J.mT).double()
-    return J[:, -1].double().square().sum(-1)/2, H[:, :-1, -1], H[:, :-1, :-1]
+    off = (lambda v: v) if project is None else lambda v: v - (v @ project) @ project.mT
+    rest = off(model) - data
+    J[:, -1] = off(rest)  # as one more row: a single product gives matrix and gradient
+    rows = torch.view_as_real(J).flatten(2)
+    H = rows @ rows.mT
+    if project is not None:  # (I − V Vᵀ)² = I − U Uᵀ, which leaves the Jacobian as it is
+        U = project*(2 - project.abs().square().sum(0)).sqrt()
+        taken = torch.view_as_real((J.flatten(0, 1) @ U).unflatten(0, J.shape[:2])).flatten(2)
+        taken[:, -1] = 0
+        H.baddbmm_(taken, taken.mT, alpha=-1)
+    H = H.double()
+    return torch.view_as_real(rest).double().square().flatten(1).sum(-1)/2, H[:, :-1, -1], H[:, :-1, :-1]
 
 
 def half_energy(data):

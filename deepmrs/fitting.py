@@ -156,20 +156,20 @@ def soft_rows(decoder): return kept(decoder, '_soft', str(decoder.fids.device), 
 def _jacobian_bytes(decoder, points): return (decoder.linear + 8)*decoder.acquisition.points*8*4 + decoder.layout.size*points*4*3
 
 
-def _share(device):
-    "A third of a GPU's memory that nobody uses: free, or set aside by torch"
-    return (torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device))/3
+def _unused(device):
+    "Bytes of a GPU's memory that nobody uses: free, or set aside by torch"
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def _at_once(decoder, points, device):
-    "Spectra whose Jacobians are made at a time: as many as fit into a share of a GPU's memory; few large steps keep a GPU busy. On a CPU the chunk of the fit is small enough"
-    return max(int(_share(device)//_jacobian_bytes(decoder, points)), 1) if device.type == 'cuda' else 10**9
+    "Spectra whose Jacobians are made at a time: as many as take a quarter of a GPU's unused memory; few large steps keep a GPU busy. On a CPU the chunk of the fit is small enough"
+    return max(int(_unused(device)/4//_jacobian_bytes(decoder, points)), 1) if device.type == 'cuda' else 10**9
 
 
 def _chunk(problem):
-    "Spectra at a time: on a CPU 256 MB of Jacobians, or 48 MB of matrices; on a GPU as many as hold their matrices in a share of its memory"
+    "Spectra at a time: on a CPU 256 MB of Jacobians, or 48 MB of matrices; on a GPU as many as hold their matrices in half of its unused memory"
     matrices = problem.decoder.layout.size**2*8
-    if problem.data.is_cuda: return max(int(_share(problem.data.device)//(10*matrices)), 1)
+    if problem.data.is_cuda: return max(int(_unused(problem.data.device)/2//(6*matrices)), 1)
     return max(int(48e6//(6*matrices) if problem.table is not None else 256e6//_jacobian_bytes(problem.decoder, problem.points)), 1)
 
 # %% ../nbs/50_fitting.ipynb #66a9faf8
@@ -485,7 +485,7 @@ def fit(
     "A `Fit` of every spectrum"
     if decoder.baseline is not None and decoder.baseline.auto and max_steps > 0: return _fit_auto(decoder, fids, start, window, tolerance, max_steps, progress)
     whole = Problem(decoder, fids[:1], window)
-    size, parts = _chunk(whole), []
+    size, parts = -(-len(fids)//-(-len(fids)//_chunk(whole))), []  # chunks of equal size
     with torch.no_grad():
         for at in range(0, len(fids), size):
             rows = slice(at, at + size)
