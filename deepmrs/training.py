@@ -27,6 +27,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -497,6 +498,12 @@ class _Quiet:
         torch.backends.cudnn.benchmark = self.benchmark
 
 # %% ../nbs/40_training.ipynb #d685b974
+@rank_zero_only
+def _begin_anew(out):
+    "Remove checkpoints and logs of an earlier training"
+    for f in (out/'checkpoints/last.ckpt', out/'checkpoints/best.ckpt', *out.glob('logs/version_*/metrics.csv')): f.unlink(missing_ok=True)
+
+
 def run_training(
     lit,  # a `LitModel`
     out,  # folder
@@ -507,6 +514,7 @@ def run_training(
     "Train, load the best weights into the model, return it. An interrupt raises `KeyboardInterrupt` with a sentence on how to resume"
     last = Path(out)/'checkpoints/last.ckpt'
     if resume and not last.exists(): raise InputError(f'There is no checkpoint {last} to resume from; train without resume, or give the folder of the earlier training.')
+    if not resume: _begin_anew(Path(out))
     with _Quiet():
         trainer, checkpoints = _trainer(Path(out), lit.settings, keep_logs, callbacks)
         held = -(-lit.source.held//lit.settings.batch_size)

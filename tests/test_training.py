@@ -116,6 +116,20 @@ def test_resume_is_exact(tmp_path):
     assert not same(state(whole), state(quick(max_epochs=4, schedule='constant', seed=1)))
 
 
+def test_a_training_begun_anew_is_no_mixture(tmp_path, monkeypatch):
+    "Logs are those of the new training, and nothing resumes from the old one; the old model stays until the new one is done"
+    quick(max_epochs=3, out=tmp_path)
+    old = state(load_model(tmp_path))
+    def stop(self, batch, i): raise ValueError('power cut')
+    with monkeypatch.context() as m:
+        m.setattr(training.LitModel, 'training_step', stop)
+        with pytest.raises(ValueError, match='power cut'): quick(max_epochs=2, seed=1, out=tmp_path)
+    with pytest.raises(InputError, match='no checkpoint'): quick(max_epochs=2, seed=1, out=tmp_path, resume=True)
+    assert same(state(load_model(tmp_path)), old)
+    new = quick(max_epochs=2, seed=1, out=tmp_path)
+    assert read_log(tmp_path).val_loss.notna().sum() == 2 and same(state(load_model(tmp_path)), state(new)) and not same(state(new), old)
+
+
 def test_interrupt_keeps_a_checkpoint(tmp_path, monkeypatch):
     whole = quick(max_epochs=3, out=tmp_path/'whole')
     step, before = training.LitModel.training_step, signal.getsignal(signal.SIGINT)
