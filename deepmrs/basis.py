@@ -160,7 +160,7 @@ def match_basis(
     ratio = acq.spectrometer_frequency / old.spectrometer_frequency
     if abs(ratio - 1) > 0.01:
         raise InputError(f'The data were measured at {acq.spectrometer_frequency:g} MHz and the basis set {basis.source} at '
-                         f'{old.spectrometer_frequency:g} MHz, more than 1 % apart; simulate or choose a basis set for this field.')
+                         f'{old.spectrometer_frequency:g} MHz, more than 1 % apart; choose a basis set for this field, or simulate one (deepmrs basis simulate … --spectrometer-frequency {acq.spectrometer_frequency:g}).')
     fids, notes = basis.fids, list(basis.notes)
     if abs(old.centre_ppm - acq.centre_ppm) > 1e-6: fids = shift_ppm(fids, old, old.centre_ppm - acq.centre_ppm)
     same_time = abs(acq.dwell_time*ratio/old.dwell_time - 1) < 1e-7

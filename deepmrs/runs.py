@@ -154,6 +154,12 @@ def member_folders(out, members):
     return [out] if members == 1 else [out/f'member_{i + 1}' for i in range(members)]
 
 
+def _refuse_a_mixture(out, folders):
+    "`InputError` if a folder holds networks that this training would leave beside its own"
+    other = next((p for p in (out, *sorted(out.glob('member_*'))) if p not in folders and (p/'model.json').exists()), None)
+    if other: raise InputError(f'{out} holds a training of another number of networks (one is in {other}); choose another folder, or delete that one.')
+
+
 def train_run(
     config,  # a `RunConfig`
     parts=None,  # its `Ingredients`, if made already
@@ -166,6 +172,7 @@ def train_run(
     settings = {f.name: getattr(config, f.name) for f in dataclasses.fields(Settings) if hasattr(config, f.name)}
     name, options = config.encoder['name'], {k: v for k, v in config.encoder.items() if k != 'name'}
     folders = member_folders(Path(out or config.out or 'run'), config.ensemble)
+    _refuse_a_mixture(Path(out or config.out or 'run'), folders)
     models = []
     for i, place in enumerate(folders):
         again = resume and (place/'checkpoints/last.ckpt').exists()

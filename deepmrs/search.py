@@ -386,7 +386,8 @@ def plot_search(
     fig = Figure(figsize=(10, 2.5*rows), layout='constrained')
     grid, done, cut = fig.add_gridspec(rows, 4), t[t.status == 'complete'], t[t.status == 'pruned']
     left, right = fig.add_subplot(grid[0, :3]), fig.add_subplot(grid[0, 3])
-    left.plot(done.trial, done.value, 'o', ms=4, color='C0', label='complete'); left.plot(cut.trial, cut.value, 'o', ms=4, mfc='none', color='0.6', label='pruned, its last value')
+    left.plot(done.trial, done.value, 'o', ms=4, color='C0', label='complete')
+    if len(cut): left.plot(cut.trial, cut.value, 'o', ms=4, mfc='none', color='0.6', label='pruned, its last value')
     left.step(done.trial, done.value.cummin(), where='post', color='C3', lw=1, label='best so far')
     left.set(xlabel='trial', ylabel=OBJECTIVES[found.objective]); left.legend(frameon=False, fontsize=8)
     share = dict(sorted(found.importance.items(), key=lambda kv: kv[1]))

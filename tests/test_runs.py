@@ -242,3 +242,15 @@ def test_native_runs_do_not_share_what_is_changed(tmp_path):
     file.write_text(json.dumps({'common': TINY, 'runs': {'a': {}, 'b': {}}}))
     runs = native_runs(file, {'test.spectra': 7})
     assert all(r['test']['spectra'] == 7 for r, _ in runs.values()) and json.loads(file.read_text())['common']['test']['spectra'] == 60
+
+
+def test_a_folder_holds_one_number_of_networks(tmp_path):
+    "An ensemble never takes in a member of an earlier training; the same number again, or another folder, is fine"
+    file, tests = put(tmp_path/'t.json', out=str(tmp_path/'o')), {'test.figures': False, 'test.export': [], 'test.spectra': 20, 'test.monte_carlo': 0}
+    go = lambda n: run_file(file, changes=tests | {'ensemble': n}, say=lambda text: None)
+    go(2), go(2)
+    before = (tmp_path/'o/member_2/model.safetensors').read_bytes()
+    with pytest.raises(InputError, match='another number of networks .*member_1'): go(1)
+    assert (tmp_path/'o/member_2/model.safetensors').read_bytes() == before
+    go(3)
+    with pytest.raises(InputError, match='member_3'): go(2)
