@@ -276,7 +276,7 @@ class Terms(nn.Module):
         if self.fids.shape[-1] != acquisition.points: raise InputError(f'The basis has {self.fids.shape[-1]} points and the data {acquisition.points}; match_basis brings it to the data.')
         self.register_buffer('time', acquisition.time_axis(), persistent=False)
         self.register_buffer('frequency', acquisition.frequency_axis(), persistent=False)
-        if baseline is not None: self.register_buffer('splines', baseline.columns.to(torch.float32), persistent=False)
+        if baseline is not None: self.register_buffer('splines', baseline.columns.to(torch.complex64 if baseline.columns.is_complex() else torch.float32), persistent=False)
         lent = {m.name for m in self.modulations if not m.borrows and m.targets is None}
         if any(m.borrows and (m.targets is None or m.borrows not in lent) for m in self.modulations):
             raise InputError('A modulation that borrows needs targets, and borrows from one before it that all signals share.')
@@ -343,8 +343,8 @@ class Decoder(Terms):
     def baseline_spectrum(self, p):
         "The baseline's spectrum [B, N] from split parameters"
         re, im = p['baseline'].chunk(2, -1)
-        z = self.splines.to(re.dtype)
-        return torch.complex(re @ z, im @ z)
+        coefficients = torch.complex(re, im)
+        return coefficients @ self.splines.to(coefficients.dtype)
 
     def shared_factor(self, params):
         "exp(h) of the time-domain modulations that all signals share, [B, N]"
@@ -504,7 +504,7 @@ def normal_equations(
     keep=None,  # as for `jacobian`
     table=None,  # a `GramTable` for the bare model: the fast path
     energy=None,  # half the squared data [B], float64, if already known; only the fast path needs it
-    project=None,  # V [n, k], orthogonal columns, complex64: model and Jacobian are multiplied by I − V Vᵀ, as the data must have been
+    project=None,  # V [n, k], orthogonal columns, complex64: model and Jacobian are multiplied by I − V Vᴴ, as the data must have been
     small=None,  # (`Decoder`, `keep`) from `reduced`: the Jacobian is taken from it, the residual stays that of `decoder`
     linear=False,  # only for amplitudes and baseline? Not with `table`
 ):
@@ -512,12 +512,12 @@ def normal_equations(
     if table is not None: return _bare_normal(decoder, params, data, table, half_energy(data) if energy is None else energy)
     if small is None: model, J = jacobian(decoder, params, keep, linear, spare=1)
     else: model, J = decoder.spectrum(params)[:, keep], jacobian(small[0], params, small[1], linear, spare=1)[1]
-    off = (lambda v: v) if project is None else lambda v: v - (v @ project) @ project.mT
+    off = (lambda v: v) if project is None else lambda v: v - (v @ project) @ project.mH
     rest = off(model) - data
     J[:, -1] = off(rest)  # as one more row: a single product gives matrix and gradient
     rows = torch.view_as_real(J).flatten(2)
     H = rows @ rows.mT
-    if project is not None:  # (I − V Vᵀ)² = I − U Uᵀ, which leaves the Jacobian as it is
+    if project is not None:  # (I − V Vᴴ)² = I − U Uᴴ, which leaves the Jacobian as it is
         U = project*(2 - project.abs().square().sum(0)).sqrt()
         taken = torch.view_as_real((J.flatten(0, 1) @ U).unflatten(0, J.shape[:2])).flatten(2)
         taken[:, -1] = 0

@@ -389,10 +389,10 @@ def walker(decoder, keep, small=True):
         lean = copy.copy(d)
         for name in ('_soft', '_walker', '_lean', '_variants'): lean.__dict__.pop(name, None)
         lean.baseline, lean.layout = None, Layout([b for n, b in d.layout.blocks.items() if n != 'baseline'])
-        Z = decoder.splines[:, keep].double()
-        solver = torch.linalg.solve(Z @ Z.T + decoder.baseline.penalty.to(Z), Z)
-        value, vector = torch.linalg.eigh(torch.eye(Z.shape[1]).to(Z) - Z.T @ solver)
-        share = 1 - value.clamp_min(0).sqrt()  # that W^½ = I − V Vᵀ takes off each eigenvector; of most nothing
+        Z = decoder.splines[:, keep].to(torch.complex128)
+        solver = torch.linalg.solve(Z @ Z.mH + decoder.baseline.penalty.to(Z), Z)
+        value, vector = torch.linalg.eigh(torch.eye(Z.shape[1]).to(Z) - Z.mH @ solver)
+        share = 1 - value.clamp_min(0).sqrt()  # that W^½ = I − V Vᴴ takes off each eigenvector; of most nothing
         return lean, k, (vector*share.clamp_min(0).sqrt())[:, share > 1e-7].to(torch.complex64), solver, 2*float((1 - value).sum())
     return kept(decoder, '_walker' if small else '_lean', (str(decoder.fids.device), keep.start, keep.stop), make)
 
@@ -410,7 +410,7 @@ def light(problem, small=True):
     other.linear = problem.linear[:decoder.layout.size]
     other.at_once = _at_once(decoder, other.points, problem.data.device)
     if project is not None:
-        other.data = problem.data - (problem.data @ project) @ project.mT
+        other.data = problem.data - (problem.data @ project) @ project.mH
         other.energy = half_energy(other.data)
     return other
 
@@ -420,7 +420,8 @@ def with_baseline(problem, walk, params):
     if walk.project is None: return params
     solver = walker(problem.decoder, problem.keep)[3]
     rest = problem.data - walk.decoder.spectrum(params.float())[:, walk.keep]
-    return torch.cat([params, rest.real.double() @ solver.T, rest.imag.double() @ solver.T], -1)
+    best = rest.to(solver.dtype) @ solver.mH
+    return torch.cat([params, best.real, best.imag], -1)
 
 # %% ../nbs/50_fitting.ipynb #44c17d00
 @dataclass

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['CLASSICAL_RATIOS', 'BIG_THREE', 'WEAK_RATIOS', 'SHARED', 'OWN', 'OWN_PRIORS', 'PAIRS', 'FIRST_ORDER', 'LOOSE_RATIOS',
            'RODENT', 'PRESETS', 'CHOICES', 'LINESHAPE_SD', 'SoftPrior', 'RatioPrior', 'SoftRows', 'Preset',
-           'preset_for', 'get_preset', 'adapt', 'proton_unit', 'has_macromolecules', 'make_modulations', 'make_decoder']
+           'preset_for', 'get_preset', 'adapt', 'proton_unit', 'has_macromolecules', 'make_modulations',
+           'removes_water', 'make_background', 'make_decoder']
 
 # %% ../nbs/24_model.ipynb #37ff4a79
 import math
@@ -13,11 +14,12 @@ from dataclasses import asdict, dataclass, replace
 
 import torch
 
-from .baseline import SplineBaseline
+from .baseline import Background, SplineBaseline, WaterTails
 from .basis import match_basis
-from .core import LARMOR, InputError, canonical_name
+from .core import LARMOR, Acquisition, InputError, canonical_name
 from .decoder import Decoder, FirstOrderPhase, Gaussian, Lineshape, Lorentzian, Phase, Shift, Signals
 from .macromolecules import BRAIN, CLASSICAL, line_modulations, macromolecule_model, macromolecules, scaled_lines
+from .preprocess import WATER_REACH
 
 # %% ../nbs/24_model.ipynb #175bdf0f
 @dataclass(frozen=True)
@@ -257,6 +259,21 @@ def make_modulations(
     return mods + ([] if preset.lineshape == 'off' else [Lineshape(preset.lineshape)])
 
 # %% ../nbs/24_model.ipynb #a463536a
+def removes_water(preset: Preset, acq: Acquisition) -> bool:
+    "Is residual water taken off? Where the preset says so and the data show its band"
+    covered = float(acq.ppm_axis(dtype=torch.float64).max()) > WATER_REACH[1]
+    return preset.remove_water and acq.nucleus == '1H' and covered
+
+
+def make_background(acq, stiffness, preset):
+    "The baseline of a decoder: a spline, the tails of water, both or None"
+    spline = None if stiffness == 'off' else SplineBaseline(acq, stiffness, preset.window)
+    if preset.window is None or not removes_water(preset, acq):
+        return spline
+    tails = WaterTails(acq, preset.window)
+    return tails if spline is None else Background(spline, tails)
+
+
 def make_decoder(
     basis,  # a `Basis`
     acquisition=None,  # `Acquisition` of the data; default that of the basis set
@@ -287,5 +304,5 @@ def make_decoder(
     priors = tuple(q for q in used.priors if (q.applies(names) if isinstance(q, RatioPrior) else q.block in blocks))
     if 'lineshape' in blocks and not any(getattr(q, 'block', '') == 'lineshape' for q in priors): priors += (SoftPrior('lineshape', 0., LINESHAPE_SD[used.lineshape]),)
     used = replace(used, priors=priors)
-    spline = None if stiffness == 'off' else SplineBaseline(acq, stiffness, used.window)
-    return Decoder(signals, acq, mods, spline, tuple(q.at(acq) if isinstance(q, SoftPrior) else q for q in priors)), used, notes
+    background = make_background(acq, stiffness, used)
+    return Decoder(signals, acq, mods, background, tuple(q.at(acq) if isinstance(q, SoftPrior) else q for q in priors)), used, notes

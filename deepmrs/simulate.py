@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from .baseline import water_columns
 from .core import InputError, Spectra, canonical_name
 
 # %% ../nbs/23_simulate.ipynb #11ef3f9f
@@ -194,11 +195,18 @@ def brain_priors(
 
 
 def _smooth_factor(decoder, size):
-    "Factor [2K, 2K] of smooth random baselines; a singlet of 10 mmol/kg and 3 protons, 6 Hz wide, has the height that `size` refers to"
-    K, first = len(decoder.baseline.names), decoder.fids[:, 0].abs().max().item()/9
+    """Factor [2K, 2K] of smooth random baselines; a singlet of 10 mmol/kg and 3 protons, 6 Hz wide, has the height that `size` refers to.
+    Tails of water are as large as their band leaves open at an SNR of 60, and no larger than a seventh of that singlet"""
+    baseline, first = decoder.baseline, decoder.fids[:, 0].abs().max().item()/9
     height = 10*3*first/(math.pi*6)/decoder.acquisition.dwell_time
-    x = torch.arange(K, dtype=torch.float64)
-    reach = 2.4/decoder.baseline.per_ppm*K/(decoder.baseline.window[1] - decoder.baseline.window[0])
-    cov = torch.exp(-((x[:, None] - x)/reach)**2/2) + 1e-6*torch.eye(K)
-    one = torch.linalg.cholesky(cov)*size*height
+    water = water_columns(baseline)
+    variance = 1/baseline.penalty[water, water].diagonal()
+    tails = torch.diag(variance.sqrt().clamp(max=100.)*height/60)
+    if water.start == 0:
+        return torch.block_diag(tails, tails)
+    knots = torch.arange(water.start, dtype=torch.float64)
+    reach = 2.4/baseline.per_ppm*len(knots)/(baseline.window[1] - baseline.window[0])
+    covariance = torch.exp(-((knots[:, None] - knots)/reach)**2/2) + 1e-6*torch.eye(len(knots))
+    one = torch.block_diag(torch.linalg.cholesky(covariance)*size*height, tails)
     return torch.block_diag(one, one)
+
