@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['WATER_PPM', 'WATER_SPREAD', 'WATER_REACH', 'WATER_DAMPING', 'WATER_SIZE', 'OTHERS_SIZE', 'OTHERS_DAMPING', 'LISTENED',
-           'OTHERS', 'noise_sd', 'correct_eddy_currents', 'line_grid', 'line_spectra', 'WaterModel', 'water_model',
-           'remove_water', 'align', 'align_under_water', 'phase', 'normalise', 'snr', 'linewidth', 'quality_filter',
-           'Cohort', 'likeness', 'prepare_cohort', 'Augmented']
+           'OTHERS', 'SHARPEN', 'ROUNDS', 'noise_sd', 'correct_eddy_currents', 'line_grid', 'line_spectra',
+           'WaterModel', 'water_model', 'remove_water', 'align', 'without_any_tail', 'align_under_water', 'phase',
+           'normalise', 'snr', 'linewidth', 'quality_filter', 'Cohort', 'likeness', 'prepare_cohort', 'Augmented']
 
 # %% ../nbs/13_preprocess.ipynb #2f1bbb46
 import functools
@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from scipy.linalg import solveh_banded
 
 from .basis import SINGLETS, TYPICAL, Basis, match_basis
-from .core import Acquisition, InputError, Spectra, canonical_name, fid_to_spectrum
+from .core import Acquisition, InputError, Spectra, canonical_name, fid_to_spectrum, spectrum_to_fid
 
 # %% ../nbs/13_preprocess.ipynb #cf348739
 def _end(fids):
@@ -302,7 +302,10 @@ def remove_water(spectra: Spectra, window: tuple[float, float] = (0.2, 4.2)) -> 
     return spectra.replace(torch.cat(dry), notes=[*spectra.notes, note])
 
 # %% ../nbs/13_preprocess.ipynb #1a5c6aaf
-def _sharpen(fids, acq, a=15., b=60.):
+SHARPEN = (15., 60.)  # a, b (1/s)
+
+
+def _sharpen(fids, acq, a=SHARPEN[0], b=SHARPEN[1]):
     "Spectra [B, 2N] of FIDs weighted by exp(−at) − exp(−bt) (1/s), complex128, zero-filled once"
     t = acq.time_axis(fids.device, torch.float64)
     return fid_to_spectrum(F.pad(fids.to(torch.complex128)*(torch.exp(-a*t) - torch.exp(-b*t)), (0, acq.points)))
@@ -392,7 +395,35 @@ def align(
     if len(ppm) < len(shift): notes.append(f'{len(shift) - len(ppm)} of {len(shift)} spectra show no clear lines of the basis and were not shifted.')
     return spectra.replace(fids, notes=notes), shift
 
+# %% ../nbs/13_preprocess.ipynb #a7b8c9d0
+def _refine(fids, template, acq, steps=6, longest=1.0):
+    "How far (Hz) FIDs [b, N] still lie above the template, a sharpened spectrum [2N]; at most `steps` times `longest` Hz away"
+    t = acq.time_axis(fids.device, torch.float64)
+    weight = torch.exp(-SHARPEN[0]*t) - torch.exp(-SHARPEN[1]*t)
+    product = spectrum_to_fid(template[None])[0, :acq.points].conj()*weight*fids.to(torch.complex128)
+    shift = torch.zeros(len(fids), dtype=torch.float64, device=fids.device)
+    turn = -2j*math.pi*t
+    for _ in range(steps):
+        moved = product*torch.exp(turn*shift[:, None])
+        value, slope, bend = moved.sum(-1), (turn*moved).sum(-1), (turn**2*moved).sum(-1)
+        first = (value.conj()*slope).real
+        second = slope.abs()**2 + (value.conj()*bend).real
+        # uphill where the curve is not yet that of a top
+        step = torch.where(second < 0, -first/second, longest*first.sign())
+        shift = shift + step.nan_to_num().clamp(-longest, longest)
+    return shift
+
 # %% ../nbs/13_preprocess.ipynb #d4f5a6b7
+ROUNDS = 3  # each leaves a tenth; after the third less than a hundredth of a hertz is left
+
+
+def without_any_tail(spectra: Spectra) -> Spectra:
+    "Spectra without water and without all that looks like its tails, metabolites' parts included: to see where lines lie"
+    dry, tails = remove_water(spectra), water_model(spectra.acquisition).tails.to(spectra.fids.device)
+    seen = fid_to_spectrum(dry.fids.to(tails.dtype))
+    return dry.replace(spectrum_to_fid(seen - (seen @ tails.mH) @ tails).to(dry.fids.dtype))
+
+
 def align_under_water(spectra: Spectra, basis: Basis) -> tuple[Spectra, torch.Tensor]:
     """Align data whose water has not been removed, which stays in.
 
@@ -406,12 +437,18 @@ def align_under_water(spectra: Spectra, basis: Basis) -> tuple[Spectra, torch.Te
     -------
     spectra : Spectra [B]
     shift : Tensor [B]
-        How far each lay above the basis (Hz).
+        How far each lay above the basis (Hz); 0 where no lines were found.
     """
-    aligned, shift = align(spectra, basis, by=remove_water(spectra))
-    once = aligned.replace(aligned.fids, notes=[])
-    fine, rest = align(once, basis, max_shift=0.05, turn=False, by=remove_water(once))
-    return aligned.replace(fine.fids), shift + rest
+    aligned, shift = align(spectra, basis, by=without_any_tail(spectra))
+    acq, placed = aligned.acquisition, shift != 0
+    template = _template(basis, acq, aligned.fids.device)
+    for _ in range(ROUNDS):
+        dry = without_any_tail(aligned).fids
+        rest = _in_parts(lambda fids: _refine(fids, template, acq), dry)*placed
+        turn = torch.exp(-2j*math.pi*rest[:, None]*acq.time_axis(dry.device, torch.float64))
+        aligned = aligned.replace((aligned.fids*turn).to(aligned.fids.dtype))
+        shift = shift + rest
+    return aligned, shift
 
 # %% ../nbs/13_preprocess.ipynb #cce773c8
 def phase(
