@@ -19,7 +19,7 @@ from .basis import match_basis
 from .core import LARMOR, Acquisition, InputError, canonical_name
 from .decoder import Decoder, FirstOrderPhase, Gaussian, Lineshape, Lorentzian, Phase, Shift, Signals
 from .macromolecules import BRAIN, CLASSICAL, line_modulations, macromolecule_model, macromolecules, scaled_lines
-from .preprocess import WATER_REACH
+from .preprocess import covers_water
 
 # %% ../nbs/24_model.ipynb #175bdf0f
 @dataclass(frozen=True)
@@ -261,8 +261,7 @@ def make_modulations(
 # %% ../nbs/24_model.ipynb #a463536a
 def removes_water(preset: Preset, acq: Acquisition) -> bool:
     "Is residual water taken off? Where the preset says so and the data show its band"
-    covered = float(acq.ppm_axis(dtype=torch.float64).max()) > WATER_REACH[1]
-    return preset.remove_water and acq.nucleus == '1H' and covered
+    return preset.remove_water and acq.nucleus == '1H' and covers_water(acq, preset.window or (0.2, 4.2))
 
 
 def make_background(acq, stiffness, preset):

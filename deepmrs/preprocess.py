@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['WATER_PPM', 'WATER_SPREAD', 'WATER_REACH', 'WATER_DAMPING', 'WATER_SIZE', 'OTHERS_SIZE', 'OTHERS_DAMPING', 'LISTENED',
            'OTHERS', 'SHARPEN', 'ROUNDS', 'noise_sd', 'correct_eddy_currents', 'line_grid', 'line_spectra',
-           'WaterModel', 'water_model', 'remove_water', 'align', 'without_any_tail', 'align_under_water', 'phase',
-           'normalise', 'snr', 'linewidth', 'quality_filter', 'Cohort', 'likeness', 'prepare_cohort', 'Augmented']
+           'WaterModel', 'heard_points', 'covers_water', 'water_model', 'remove_water', 'align', 'without_any_tail',
+           'align_under_water', 'phase', 'normalise', 'snr', 'linewidth', 'quality_filter', 'Cohort', 'likeness',
+           'prepare_cohort', 'Augmented']
 
 # %% ../nbs/13_preprocess.ipynb #2f1bbb46
 import functools
@@ -178,6 +179,17 @@ class WaterModel:
     tail_variance: torch.Tensor  # [K] float64: their variance before the fit, in units of the noise's
 
 # %% ../nbs/13_preprocess.ipynb #a5c6d7e8
+def heard_points(acq: Acquisition, window: tuple[float, float] = (0.2, 4.2)) -> torch.Tensor:
+    "Indices of the points of a spectrum that tell the water: above the fit window (ppm), and above 4.2 ppm"
+    axis = acq.ppm_axis(dtype=torch.float64)
+    return torch.nonzero((axis > max(*window, LISTENED[0])) & (axis < LISTENED[1]))[:, 0]
+
+
+def covers_water(acq: Acquisition, window: tuple[float, float] = (0.2, 4.2)) -> bool:
+    "Do the data show enough of the band of water, 16 points and its upper edge, to tell the water?"
+    return len(heard_points(acq, window)) >= 16 and float(acq.ppm_axis().max()) > WATER_REACH[1]
+
+
 def water_model(acq: Acquisition, window: tuple[float, float] = (0.2, 4.2)) -> WaterModel:
     """What the band of water tells, and what it leaves open in the fit window.
 
@@ -201,12 +213,11 @@ def water_model(acq: Acquisition, window: tuple[float, float] = (0.2, 4.2)) -> W
 @functools.lru_cache(maxsize=8)
 def _water_model(acq, low, high):
     axis = acq.ppm_axis(dtype=torch.float64)
-    bottom = max(high, LISTENED[0])
-    heard = torch.nonzero((axis > bottom) & (axis < LISTENED[1]))[:, 0]
-    if len(heard) < 16 or float(axis.max()) < WATER_REACH[1]:
+    heard = heard_points(acq, (low, high))
+    if not covers_water(acq, (low, high)):
         raise InputError(
             f'The data end at {float(axis.max()):.2f} ppm and have {len(heard)} points above '
-            f'{bottom:g} ppm, too few to tell the water; leave it in (remove_water=off).'
+            f'{max(high, LISTENED[0]):g} ppm, too few to tell the water; leave it in (remove_water=off).'
         )
     inside = torch.nonzero((axis >= low) & (axis <= high))[:, 0]
     ppm, damping, size = _water_lines(acq)

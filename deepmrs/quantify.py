@@ -32,7 +32,7 @@ from .decoder import Decoder
 from .trust import FAR, STRANGE, Trust, at_bound, hybrid_fit, misfit, network_fit
 from .model import Preset, get_preset, make_decoder, removes_water
 from .plot import plot_fit
-from .preprocess import (WATER_REACH, align, align_under_water, correct_eddy_currents, linewidth, phase,
+from .preprocess import (align, align_under_water, correct_eddy_currents, linewidth, phase,
                                 remove_water, snr)
 
 # %% ../nbs/60_quantify.ipynb #5c6fcfb2
@@ -277,7 +277,7 @@ def prepare(
         spectra = correct_eddy_currents(spectra, water)
     wet = removes_water(preset, spectra.acquisition)
     if preset.remove_water and not wet and spectra.acquisition.nucleus == '1H':
-        left = f'The data end below {WATER_REACH[1]:g} ppm, too early to tell the water, which was left in.'
+        left = 'The data show too little of the band of water to tell it; residual water was left in.'
         spectra = spectra.replace(spectra.fids, notes=[*spectra.notes, left])
     # water is looked for where it lies in aligned data
     if preset.align:
