@@ -137,7 +137,9 @@ class AcquisitionSource(_Strict):
 # %% ../nbs/32_config.ipynb #f8e4aa7c
 class Preparation(_Strict):
     "What is done to measured spectra before a network learns from them, see `prepare_cohort`"
-    water: bool = Field(True, description='remove residual water')
+    water: bool = Field(True, description='remove residual water (HLSVD)')
+    water_band: _several(_band, {'type': 'array'}) = Field([4.2, 5.1], description='ppm, where the water is')
+    components: Count = Field(32, description='exponentials of the HLSVD')
     aligned: bool = Field(True, description='move each spectrum onto the basis set')
     phased: bool = Field(True, description='take its phase off')
     min_snr: Positive | None = Field(5., description='height of NAA over the noise sd of the spectrum; null: no limit')
@@ -455,8 +457,8 @@ def _paper_measured(t):
     prepare, water, quality = {'min_snr': None, 'max_linewidth': None, 'min_likeness': None}, t.on('wr'), t.on('quality_filt')
     if water is None: prepare['water'] = False
     elif water:
-        float(water[0])  # the half width (Hz) that the paper's code gives its HLSVD must be a number
-        t.notes.append('Residual water is read from its own band (4.2 to 6.5 ppm); the released code used HLSVD with 15 components.')
+        half = float(water[0])/float(t.need('trnfreq'))
+        prepare |= {'water_band': [round(4.65 - half, 4), round(4.65 + half, 4)], 'components': 15}
     if quality is not None:
         prepare = {k: v for k, v in prepare.items() if k not in ('min_snr', 'max_linewidth', 'min_likeness')}
         t.notes.append('The quality filter judges SNR, line width and likeness; that of the paper is a limit on the mean height between two points, in the scale of its own normalisation.')

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['WATER_PPM', 'WATER_SPREAD', 'WATER_REACH', 'WATER_DAMPING', 'WATER_SIZE', 'OTHERS_SIZE', 'OTHERS_DAMPING', 'LISTENED',
-           'OTHERS', 'SHARPEN', 'ROUNDS', 'noise_sd', 'correct_eddy_currents', 'line_grid', 'line_spectra',
-           'WaterModel', 'heard_points', 'covers_water', 'water_model', 'remove_water', 'align', 'without_any_tail',
-           'align_under_water', 'phase', 'normalise', 'snr', 'linewidth', 'quality_filter', 'Cohort', 'likeness',
-           'prepare_cohort', 'Augmented']
+           'OTHERS', 'HANKEL_ROUNDS', 'SHARPEN', 'ROUNDS', 'noise_sd', 'correct_eddy_currents', 'line_grid',
+           'line_spectra', 'WaterModel', 'heard_points', 'covers_water', 'water_model', 'remove_water', 'exponentials',
+           'remove_exponentials', 'align', 'without_any_tail', 'align_under_water', 'phase', 'normalise', 'snr',
+           'linewidth', 'quality_filter', 'Cohort', 'likeness', 'prepare_cohort', 'Augmented']
 
 # %% ../nbs/13_preprocess.ipynb #2f1bbb46
 import functools
@@ -312,6 +312,110 @@ def remove_water(spectra: Spectra, window: tuple[float, float] = (0.2, 4.2)) -> 
     note = f'Residual water was removed, as read between {max(max(window), LISTENED[0]):g} and {LISTENED[1]:g} ppm.'
     return spectra.replace(torch.cat(dry), notes=[*spectra.notes, note])
 
+# %% ../nbs/13_preprocess.ipynb #b1c1d1e1
+HANKEL_ROUNDS = 8  # of the subspace iteration; after two, amounts still moved by error bars
+
+
+def _hankel_times(S, x, rows):
+    "H x [B, rows, k] for the Hankel matrices of FIDs with DFT `S` [B, N]; x [B, cols, k], rows + cols = N + 1"
+    spectrum = S[:, :, None]*torch.fft.fft(x.conj(), n=S.shape[-1], dim=1).conj()
+    return torch.fft.ifft(spectrum, dim=1)[:, :rows]
+
+
+def _signal_space(s, k):
+    "Leading k left singular vectors [B, N//2, k] of the Hankel matrices of FIDs s [B, N], complex128"
+    n = s.shape[-1]
+    rows, S = n//2, torch.fft.fft(s)
+    cols = n + 1 - rows
+    y = torch.randn(cols, k + 8, dtype=torch.complex128, generator=torch.Generator().manual_seed(0))
+    y = _hankel_times(S, y.to(s.device).expand(len(s), -1, -1), rows)
+    for _ in range(HANKEL_ROUNDS):
+        q = torch.linalg.qr(y).Q
+        # Hᴴ q = conj(Hᵀ conj(q)), and Hᵀ is the Hankel matrix of the same FID
+        back = _hankel_times(S, q.conj(), cols).conj()
+        y = _hankel_times(S, torch.linalg.qr(back).Q, rows)
+    q, r = torch.linalg.qr(y)
+    return (q @ torch.linalg.svd(r).U)[..., :k]
+
+# %% ../nbs/13_preprocess.ipynb #d1e1f1a1
+def _powers(log_z, n, block=64):
+    "exp(k log z) [B, n, K] for k = 0 … n − 1, from two short tables: one multiplication instead of one exponential each"
+    k = torch.arange(block, device=log_z.device)[:, None]
+    fine = torch.exp(k*log_z[:, None])
+    coarse = torch.exp(block*torch.arange(-(-n//block), device=log_z.device)[:, None]*log_z[:, None])
+    return (coarse[:, :, None]*fine[:, None]).flatten(1, 2)[:, :n]
+
+
+def exponentials(
+    fids: torch.Tensor, components: int = 32, max_decay: float = 0.25
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fit each FID by damped exponentials (HLSVD).
+
+    Parameters
+    ----------
+    fids : Tensor [B, N]
+    components : int
+        Number K of exponentials.
+    max_decay : float
+        Decay from one point to the next; terms that fall faster get amplitude 0.
+
+    Returns
+    -------
+    log_z, amplitude : Tensor [B, K] complex128
+        log z = (2πi f − d)·dwell time.
+
+    Raises
+    ------
+    InputError
+        If a FID is too short.
+    """
+    s = fids.to(torch.complex128)
+    k = min(components, s.shape[-1]//2 - 8)
+    if k < 1:
+        raise InputError(f'A FID of {s.shape[-1]} points is too short to be taken apart into exponentials; 18 are the least.')
+    U = _signal_space(s[:, :1024], k)  # later points hardly move the z, and cost time
+    u = U[:, -1].conj()[..., None]
+    Z = U[:, :-1].mH @ U[:, 1:]
+    Z = Z + u @ (u.mH @ Z)/(1 - (u.abs()**2).sum(1, keepdim=True)).clamp(min=1e-12)
+    z = torch.linalg.eigvals(Z.cpu()).to(s.device)
+    log_z = torch.log(torch.where(z.abs() > 1e-12, z, torch.full_like(z, 1e-12)))
+    log_z = torch.complex(log_z.real.clamp(max=0), log_z.imag)
+    V = _powers(log_z, s.shape[-1])*(log_z.real > -max_decay)[:, None]
+    gram = V.mH @ V
+    # terms that lie on each other make the matrix singular; a trace of a ridge decides for small amplitudes
+    diagonal = gram.diagonal(dim1=-2, dim2=-1).real
+    ridge = torch.diag_embed(1e-10*diagonal + (diagonal == 0)).to(gram)
+    return log_z, torch.linalg.solve(gram + ridge, V.mH @ s[..., None])[..., 0]
+
+# %% ../nbs/13_preprocess.ipynb #e1f1a1b1
+def remove_exponentials(
+    spectra: Spectra, band: tuple[float, float] = (5.1, 4.2), components: int = 32, batch: int = 32
+) -> Spectra:
+    """Subtract residual water by HLSVD; what lies outside the band stays.
+
+    Parameters
+    ----------
+    spectra : Spectra [B]
+    band : (float, float)
+        Exponentials with frequencies (ppm) inside are subtracted.
+    components : int
+        Exponentials a FID.
+    batch : int
+        FIDs taken apart at a time; bounds the memory.
+    """
+    acq, low, high = spectra.acquisition, min(band), max(band)
+    _some_signal(spectra.fids)
+    out = spectra.fids.clone()
+    for rows in (spectra.fids != 0).any(-1).nonzero()[:, 0].split(batch):  # empty voxels stay empty
+        s = spectra.fids[rows].to(torch.complex128)
+        scale = s.abs().amax(-1, keepdim=True)
+        log_z, amplitude = exponentials(s/scale, components)
+        ppm = acq.centre_ppm + log_z.imag/(2*math.pi*acq.dwell_time*acq.spectrometer_frequency)
+        amplitude = amplitude*((ppm > low) & (ppm < high))*scale
+        out[rows] = (s - (_powers(log_z, acq.points) @ amplitude[..., None])[..., 0]).to(out.dtype)
+    note = f'Residual water was removed: exponentials between {low:g} and {high:g} ppm (HLSVD, {components} components).'
+    return spectra.replace(out, notes=[*spectra.notes, note])
+
 # %% ../nbs/13_preprocess.ipynb #1a5c6aaf
 SHARPEN = (15., 60.)  # a, b (1/s)
 
@@ -604,7 +708,7 @@ def prepare_cohort(
     spectra,  # `Spectra` [B] as measured
     basis,  # upright `Basis`
     reference=None,  # `Spectra` of the unsuppressed water, [1] or [B]
-    water=True,  # remove residual water, see `remove_water`
+    water=True, water_band=(4.2, 5.1), components=32,  # remove residual water, see `remove_exponentials`
     aligned=True, phased=True,  # move onto the basis, take the phase off
     min_snr=5., max_linewidth=0.15, min_likeness=0.6,  # of NAA; ppm; correlation with the median. None: no such limit
     size=1.,  # the tallest magnitude between 0.2 and 4.2 ppm that all get
@@ -612,14 +716,9 @@ def prepare_cohort(
     "A `Cohort`: water removed, aligned, phased, of one size, each spectrum judged as 'ok', 'empty', 'low_snr', 'broad' or 'odd'"
     basis = match_basis(basis, spectra.acquisition)
     if reference is not None: spectra = correct_eddy_currents(spectra, reference)
-    shift = torch.zeros(len(spectra), dtype=torch.float64)
-    if aligned and water:
-        spectra, shift = align_under_water(spectra, basis)
-    elif aligned:
-        spectra, shift = align(spectra, basis)
-    if water:
-        spectra = remove_water(spectra)
+    if water: spectra = remove_exponentials(spectra, water_band, components)
     zero = torch.zeros(len(spectra), dtype=torch.float64)
+    spectra, shift = align(spectra, basis) if aligned else (spectra, zero)
     spectra, turn = phase(spectra, basis) if phased else (spectra, zero)
     spectra, scale = normalise(spectra)
     fids, scale = spectra.fids*size, scale/size

@@ -25,7 +25,7 @@ SLIPS = [
     ({'encoder': {'name': 'mlp', 'depth': 6}}, 'no option "depth"'), ({'schedule': 'step'}, 'did you mean "steps"'), ({'precision': 32}, '"precision" must be'), ({'window': [4.2, .2]}, '"window" must be'),
     ({'basis': ''}, '"basis" must be a path'), ({'basis': {}}, '"basis" must have one of'), ({'basis': {'path': 'a', 'simulate': {}}}, '"basis" must have one of'),
     ({'basis': {'simulate': {'te': 1}}}, 'no key "basis.simulate.te"'), ({'basis': {'simulate': {'sequence': 'pres'}}}, 'did you mean "press"'), ({'basis': {'pth': 'a'}}, 'did you mean "path"'),
-    ({'prepare': {'watr': False}}, 'did you mean "water"'), ({'prepare': {'water': 'often'}}, '"prepare.water" must be'), ({'prepare': {'min_snr': 0}}, '"prepare.min_snr" must be above 0'),
+    ({'prepare': {'watr': False}}, 'did you mean "water"'), ({'prepare': {'water_band': [5, 4]}}, '"prepare.water_band" must be [low, high]'), ({'prepare': {'min_snr': 0}}, '"prepare.min_snr" must be above 0'),
     ({'augment': {'copies': 4}}, 'no key "augment.copies"'), ({'augment': {'share': 2.}}, '"augment.share" must be at most 1'), ({'held_out': -1}, '"held_out" must be at least 0'),
     ({'acquisition': {'dwell': 1.}}, 'did you mean "dwell_time"'), ({'acquisition': 5}, '"acquisition" must be an object'), ({'acquisition': {'points': 0}}, '"acquisition.points" must be above 0')]
 

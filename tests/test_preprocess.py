@@ -8,8 +8,8 @@ import torch
 
 from deepmrs.basis import Basis
 from deepmrs.core import Acquisition, InputError, Spectra, fid_to_spectrum
-from deepmrs.preprocess import (Augmented, align, correct_eddy_currents, covers_water, line_spectra, linewidth, noise_sd, normalise,
-                                phase, prepare_cohort, quality_filter, remove_water, snr, water_model)
+from deepmrs.preprocess import (_powers, Augmented, align, correct_eddy_currents, covers_water, exponentials, line_spectra, linewidth, noise_sd, normalise,
+                                phase, prepare_cohort, quality_filter, remove_exponentials, remove_water, snr, water_model)
 
 DATA = Path(__file__).parents[2]/'shared/data/invivo'
 ACQ = Acquisition(5e-4, 127.75, 2048)
@@ -144,6 +144,37 @@ def test_water_agrees_with_hlsvd_on_the_real_voxel():
     assert float((apart - (apart @ tails.mH) @ tails).abs().max()) < .05*naa  # but for the patterns left to the fit
 
 
+def test_water_agrees_with_the_other_hlsvd():
+    fid = brain() + WATER + noise(1)[0]
+    ours = remove_exponentials(Spectra(fid, acquisition=ACQ), components=24)
+    theirs = fid.numpy() - other_hlsvd(fid, ACQ, (4.2, 5.1), 24)
+    d = fid_to_spectrum(ours.fids[0] - torch.from_numpy(theirs)).abs()
+    sd = .05*math.sqrt(2048)
+    assert part(d, .2, 4.1).max() < sd and part(d, 4.3, 5.).max() < 3*sd
+    assert part(fid_to_spectrum(WATER).abs(), 4.3, 5.).max() > 1e3*sd
+
+
+def exact_space(fid, k):
+    "Leading left singular vectors of the Hankel matrix of a FID, without tricks"
+    rows = len(fid)//2
+    return torch.linalg.svd(fid.unfold(0, len(fid) + 1 - rows, 1).contiguous()).U[:, :k]
+
+
+def test_the_signal_space_is_the_exact_one():
+    from deepmrs.preprocess import _signal_space
+    fid = (brain() + pools(1, 20.)[0] + noise(1)[0])[:512]
+    U, exact = _signal_space(fid[None], 16)[0], exact_space(fid, 16)
+    cosines = torch.linalg.svdvals(exact.mH @ U)
+    assert cosines[:8].min() > 1 - 1e-6 and cosines.min() > .98
+
+
+def test_powers_are_those_of_the_exponential():
+    log_z, _ = exponentials(troubled(3)[0].fids, 12)
+    for n in (1, 63, 64, 65, 2048):
+        want = torch.exp(torch.arange(n)[:, None]*log_z[:, None])
+        assert (_powers(log_z, n) - want).abs().max() < 1e-10
+
+
 def test_water_in_a_grid_with_empty_voxels_and_odd_lengths():
     fids = torch.zeros(2, 3, 1, 2048, dtype=torch.complex128)
     fids[0, 1], fids[1, 2] = brain() + WATER, 1e9*(brain() + WATER)
@@ -258,9 +289,9 @@ def test_scale_changes_nothing(size):
 
 def test_zero_data_are_refused_and_noise_is_survived():
     zero, hiss = Spectra(torch.zeros(2, 2048), acquisition=ACQ), Spectra(noise(2), acquisition=ACQ)
-    for step in (remove_water, normalise, lambda s: align(s, toy_basis()), lambda s: phase(s, toy_basis()), lambda s: correct_eddy_currents(hiss, s)):
+    for step in (remove_water, remove_exponentials, normalise, lambda s: align(s, toy_basis()), lambda s: phase(s, toy_basis()), lambda s: correct_eddy_currents(hiss, s)):
         with pytest.raises(InputError): step(zero)
-    for step in (remove_water, normalise, lambda s: align(s, toy_basis()), lambda s: phase(s, toy_basis()), lambda s: correct_eddy_currents(s, s)):
+    for step in (remove_water, remove_exponentials, normalise, lambda s: align(s, toy_basis()), lambda s: phase(s, toy_basis()), lambda s: correct_eddy_currents(s, s)):
         out = step(hiss)
         out = out[0] if isinstance(out, tuple) else out
         assert torch.isfinite(torch.view_as_real(out.fids)).all()
@@ -270,7 +301,7 @@ def test_zero_data_are_refused_and_noise_is_survived():
 def test_inputs_are_left_alone():
     data = Spectra(brain() + WATER, acquisition=ACQ)
     before = data.fids.clone()
-    for step in (remove_water, normalise, lambda s: align(s, toy_basis()), lambda s: phase(s, toy_basis()), lambda s: correct_eddy_currents(s, s)): step(data)
+    for step in (remove_water, remove_exponentials, normalise, lambda s: align(s, toy_basis()), lambda s: phase(s, toy_basis()), lambda s: correct_eddy_currents(s, s)): step(data)
     assert torch.equal(data.fids, before) and data.notes == []
 
 

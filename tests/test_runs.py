@@ -73,7 +73,8 @@ def test_slips_in_the_papers_file_are_refused_by_name():
     real = run | {'data_dir': 'a.mat', 'data_name': 'y', 'data_conj': True, 'wr': [True, 50], 'aug_params': [3, 10, .2, .4, 8, .1], 'sim_params': None, 'test_nos': 4, 'banorm': True, 'kw': 7, 'lr': 1e-4}
     native, _ = from_paper(real, 'x')
     assert native['augment'] == {'shift': 5., 'phase': pytest.approx(.1*np.pi), 'amplitude': .2, 'damping': 8., 'noise': .1, 'share': .75} and native['conjugate_data'] is False
-    assert native['prepare'] == {'min_snr': None, 'max_linewidth': None, 'min_likeness': None} and native['mend_measured']
+    half = 50/123.23
+    assert native['prepare'] == {'min_snr': None, 'max_linewidth': None, 'min_likeness': None, 'water_band': pytest.approx([4.65 - half, 4.65 + half], abs=1e-4), 'components': 15} and native['mend_measured']
     filtered, notes = from_paper(real | {'wr': [False, 50], 'quality_filt': [True, 900, 1100], 'aug_params': None}, 'x')
     assert filtered['prepare'] == {'water': False} and filtered['augment'] is None and any('quality filter' in n for n in notes)
     assert native['encoder']['kernels'] == [7, 5] and native['encoder']['batch_norm'] and native['held_out'] == 4 and native['learning_rate'] == 1e-4 and native['data_key'] == 'y'
