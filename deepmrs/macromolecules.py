@@ -75,10 +75,11 @@ PATTERN = {  # name: [(ppm, Gaussian FWHM ppm, share), ...]
     'MM38': [(3.90, 0.10, 1.)],
     'MM40': [(4.06, 0.23, 1.)]}
 PATTERN_LORENTZIAN = 20.  # Hz, full width, of all lines
-PATTERN_AMOUNTS = {  # name: (mean amount, spread relative to it)
-    'MM09': (1.69, 0.13), 'MM12': (0.66, 0.13), 'MM14': (1.22, 0.12), 'MM17': (1.65, 0.12), 'MM20': (2.50, 0.12),
-    'MM23': (1.75, 0.21), 'MM26': (0.31, 0.28), 'MM27': (0.53, 0.23), 'MM30': (0.92, 0.13), 'MM32': (0.59, 0.26),
-    'MM36': (0.59, 0.40), 'MM37': (0.68, 0.25), 'MM38': (0.57, 0.30), 'MM40': (0.34, 0.80)}
+PATTERN_AMOUNTS = {  # name: (mean amount in human brain, spread relative to it, amount in the rat's)
+    'MM09': (1.60, 0.07, 2.08), 'MM12': (0.67, 0.13, 0.65), 'MM14': (1.20, 0.09, 1.32), 'MM17': (1.71, 0.08, 1.43),
+    'MM20': (2.54, 0.09, 2.37), 'MM23': (1.78, 0.23, 1.61), 'MM26': (0.35, 0.28, 0.18), 'MM27': (0.54, 0.26, 0.48),
+    'MM30': (0.96, 0.12, 0.81), 'MM32': (0.53, 0.20, 0.82), 'MM36': (0.63, 0.45, 0.43), 'MM37': (0.67, 0.25, 0.73),
+    'MM38': (0.58, 0.32, 0.56), 'MM40': (0.29, 0.80, 0.54)}
 LIPIDS = {k: v for k, v in CLASSICAL.items() if k.startswith('Lip')}
 
 

@@ -111,11 +111,12 @@ class SharedLines:
 
 
 def derive(signals):
-    "What `SharedLines.fit` finds in these signals, with mean amounts and their relative spread"
+    "What `SharedLines.fit` finds in these signals, with mean amounts in man and their relative spread"
     curves = {k: (on_grid(*s), s[1].spectrometer_frequency) for k, s in signals.items()}
     found = SharedLines(curves).fit()
-    mean = found['amounts'].mean(0)
-    return found | dict(curves=curves, mean=mean, spread=found['amounts'].std(0, ddof=1)/mean)
+    human = found['amounts'][[not k.startswith('rat') for k in signals]]
+    mean = human.mean(0)
+    return found | dict(curves=curves, mean=mean, spread=human.std(0, ddof=1)/mean)
 
 
 def main():
@@ -126,7 +127,7 @@ def main():
     found = derive(measured_signals(args.data))
     for name, ppm, width, share in found['lines']: print(f'{name}: {ppm:.3f} ppm, Gaussian {width:.3f} ppm, share {share:.2f}')
     for name, w, s, a in zip(found['curves'], found['lorentzian'], found['shift'], found['amounts']): print(f'{name:12s} Lorentzian {w:4.1f} Hz, shift {s:+.3f} ppm, amounts', *(f'{v:.2f}' for v in a))
-    for name, m, s in zip(NAMES, found['mean'], found['spread']): print(f'{name}: {m:.2f}, spread {s:.2f} of it')
+    for name, m, s in zip(NAMES, found['mean'], found['spread']): print(f'{name}: {m:.2f} in man, spread {s:.2f} of it')
     if args.figure:
         import matplotlib.pyplot as plt
         fig, axes = plt.subplots(len(found['curves']), 1, figsize=(7, 9), layout='constrained')

@@ -25,7 +25,7 @@ from deepmrs.decoder import Decoder, Gaussian, Lorentzian, Phase, Shift, Signals
 from deepmrs.macromolecules import CLASSICAL, line_signals, paper_lines
 from deepmrs.model import PatternPrior, get_preset, proton_unit
 from deepmrs.spins import simulate_basis
-from macromolecule_pattern import NAMES, derive, measured_signals
+from macromolecule_pattern import GRID, NAMES, derive, measured_signals
 from mismatch_study import FIELDS, TYPICAL, TwoParts, amounts, judge, random_baseline
 
 HERE = Path(__file__).resolve().parent
@@ -92,10 +92,10 @@ def make_spectra(basis, mm, n, snr, seed=0, sizes=(2., .4), own_width=(.78, .16)
 
 
 @contextmanager
-def pattern_of(found, preset, least=0.12):
+def pattern_of(found, preset, least=0.07, most=0.8):
     "The preset with the lines, amounts and spreads of `found` instead of the built-in ones, while it lasts"
     table = {n: [(p, w, s) for k, p, w, s in found['lines'] if k == n] for n in NAMES}
-    spread = np.maximum(found['spread'], least)
+    spread = np.clip(found['spread'], least, most)
     built_in = next(q for q in preset.priors if isinstance(q, PatternPrior))
     prior = replace(built_in, ppm=tuple(table[n][0][0] for n in NAMES), mean=tuple(found['mean']), spread=tuple(spread))
     with patch.dict(deepmrs.macromolecules.PATTERN, table):
@@ -111,16 +111,11 @@ def cases(signals, field):
         everything = derive(signals)
         at = list(signals).index(name)
         base = everything['base'][at]
-        line = np.polyfit(everything_grid(), base, 1)
+        line = np.polyfit(GRID, base, 1)
         x = np.array([0., 5.])
         broad = 8. if field == 'brain-3t' and not name.endswith('3 T') else 0.
         mm = causal_fid(basis.acquisition, signals[name], everything['shift'][at], (x, np.polyval(line, x)), broad)
         yield name, basis, mm, derive({k: v for k, v in signals.items() if k != name})
-
-
-def everything_grid():
-    from macromolecule_pattern import GRID
-    return GRID
 
 
 def main():
