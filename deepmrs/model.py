@@ -187,9 +187,9 @@ LIPID_RATIOS = tuple(q for q in CLASSICAL_RATIOS if not q.name.startswith('MM'))
 TOTAL_CREATINE = (('Cr', 1.), ('PCr', 1.))
 HEALTHY = {  # amount relative to total creatine; sd of the prior relative to that
     'GABA': (0.145, 2.), 'GSH': (0.25, 2.), 'Gln': (0.28, 2.), 'Asp': (0.30, 1.5), 'Asc': (0.25, 1.5),
-    'Tau': (0.16, 1.5), 'Glc': (0.13, 1.5), 'sIns': (0.04, 1.5), 'PE': (0.16, 1.5)}
+    'Tau': (0.15, 1.5), 'Glc': (0.13, 1.5), 'sIns': (0.04, 1.5), 'PE': (0.15, 1.5)}
 WEAK_RATIOS = tuple(RatioPrior(n, TOTAL_CREATINE, mean, wide*mean) for n, (mean, wide) in HEALTHY.items()) + (
-    RatioPrior('NAAG', (('NAA', 1.),), 0.15, 0.15),)
+    RatioPrior('NAAG', (('NAA', 1.),), 0.15, 0.2),)
 
 # %% ../nbs/24_model.ipynb #8c451791
 @dataclass(frozen=True)
