@@ -87,19 +87,19 @@ def test_lipids_can_be_left_out(basis):
 
 @pytest.mark.parametrize('where', ['basis', 'measured'])
 def test_measured_signal_has_its_own_shift(basis, where):
-    "A measured signal 1.5 Hz off: with a shift of its own it is found, and without one the amounts suffer"
-    mm, fids = pattern(basis), spectra(basis, pattern(basis), mm_shift=1.5, snr=100.)
+    "A measured signal 3 Hz off: with a shift of its own it is found, and without one the amounts suffer"
+    mm, fids = pattern(basis), spectra(basis, pattern(basis), mm_shift=3., snr=200., n=12)
     given = dict(basis=with_own(basis)) if where == 'basis' else dict(basis=basis, macromolecules_kind='measured', measured=mm)
     decoder, used, _ = make_decoder(preset='brain-3t', **given)
     assert decoder.layout.blocks['own_mm_shift'].labels == ('own_mm_shift MM',) and 'own_mm_lorentzian' in decoder.layout
     f = fit(decoder, fids, window=used.window)
     moved = f.params[:, decoder.layout.slices['own_mm_shift']]
-    assert 0.7 < float(moved.mean()) < 2.2
+    assert 1.8 < float(moved.mean()) < 3.5
     held, used_held, _ = make_decoder(preset=adapt('brain-3t', own_mm_shift='off', own_mm_lorentzian='off'), **given)
     strict = fit(held, fids, window=used_held.window)
     truth = torch.tensor([AMOUNTS[k] for k in basis.names], dtype=torch.float64)
     error = lambda g: float((g.params[:, :len(truth)] - truth).abs().mean())
-    assert error(f) < error(strict)
+    assert error(f) < 0.8*error(strict)
 
 
 def test_measured_signal_through_quantify(basis):
@@ -111,7 +111,8 @@ def test_measured_signal_through_quantify(basis):
     r = quantify(s, basis, measured=mm, preset=adapt('brain-3t', remove_water='off'))
     assert r.all_names[len(basis.names):] == ['MM', *LIPIDS]
     at = r.all_names.index('MM')
-    assert abs(float(r.fit.params[:, at].mean())/SIZE - 1) < 0.1
+    bar = r.fit.covariance[:, at, at].sqrt()
+    assert ((r.fit.params[:, at] - SIZE).abs() < 3*bar).all() and (bar < SIZE/3).all()
 
 
 def test_pattern_comes_out_as_a_pattern(basis):
@@ -136,7 +137,7 @@ def test_pattern_at_every_field(mhz):
     mean = torch.tensor([m for m, *_ in PATTERN_AMOUNTS.values()])
     y = fid_to_spectrum(s.fids[:len(PATTERN)]).real.T @ mean
     top = lambda ppm: float(y[(acq.ppm_axis() - ppm).abs() < .05].max())
-    assert min(top(.9), top(2.03)) > max(top(1.2), top(1.39), top(1.65), top(2.25), top(2.97), top(3.2), top(3.9))
+    assert min(top(.9), top(2.03)) > max(top(1.2), top(1.39), top(1.65), top(2.97), top(3.2), top(3.9))
 
 
 def test_pattern_prior_counts_ratios():
@@ -152,7 +153,8 @@ def test_pattern_prior_counts_ratios():
     alone[names.index('MM14')] = mean.sum()
     assert cost(alone) > 1000
     draws = mean + torch.randn(4000, len(names), dtype=torch.float64, generator=torch.Generator().manual_seed(0)) @ torch.linalg.cholesky(MEASURED_PATTERN.covariance()).T
-    assert abs(sum(map(cost, draws[:500]))/500 - (len(names) - 1)) < 1.5
+    costs = torch.stack([torch.tensor(cost(a)) for a in draws[:500]])
+    assert abs(float(costs.median()) - (len(names) - 1)) < 2.5
 
 
 def test_real_voxel_is_a_brain():
