@@ -354,7 +354,7 @@ def _choose_macromolecules(preset, basis, own, asked):
     if own: return kind, [f'Simulated macromolecules ({mm}) were added to those of the basis set ({listed}).']
     return kind, [f'The basis set holds no macromolecules or lipids; simulated ones ({mm}) were added.']
 
-
+# %% ../nbs/24_model.ipynb #e5a7b1d1
 def added_signals(
     preset: 'Preset',
     basis,
@@ -391,7 +391,7 @@ def added_signals(
     kept = [i for i, n in enumerate(names) if not _is_lipid(n) or preset.lipids is not False and n not in basis.names]
     return [Signals(fids[kept], [names[i] for i in kept], 'macromolecules')] if kept else []
 
-
+# %% ../nbs/24_model.ipynb #e5a7b1d2
 def _moving(preset, own, added):
     "Label → names of the macromolecules that share a shift and a width of their own: those of the basis set, the measured signal, the pattern"
     moves = macromolecule_model(preset.macromolecules).kind in ('measured', 'pattern')

@@ -63,7 +63,7 @@ class Correlated:
 
     def spec(self): return {'kind': 'correlated', 'factor': self.factor.tolist()}
 
-
+# %% ../nbs/23_simulate.ipynb #e5a7b1c2
 class Pattern:
     """Amounts of a pattern: `mean` + `factor` · z with normal z, at least 0, times one size per draw, uniform in `size`; plus uniform ones
     between `low` and `high` for what is not of the pattern."""
@@ -96,7 +96,7 @@ class Pattern:
     def spec(self):
         return {'kind': 'pattern', 'mean': self.centre.tolist(), 'factor': self.factor.tolist(), 'size': list(self.size), 'low': self.low.tolist(), 'high': self.high.tolist()}
 
-
+# %% ../nbs/23_simulate.ipynb #e5a7b1c3
 def prior_from_spec(
     spec,  # dict with 'kind', as `spec()` returns it; or [low, high] for a uniform one
 ):
