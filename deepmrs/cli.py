@@ -157,7 +157,7 @@ def quantify(
     preset: Annotated[Optional[str], typer.Option(help='Named choices: brain-3t, brain-7t, rodent-9.4t, phantom, or none for the bare model; default by the field.')] = None,
     choose: Annotated[Optional[list[str]], typer.Option('--choose', help='One choice of the preset made otherwise, key=value, such as own_shift=0.008, lineshape=off or ratios=off; may be given several times.')] = None,
     baseline: Annotated[Optional[str], typer.Option(help='off, stiff, moderate, flexible, auto, or parameters per ppm.')] = None,
-    macromolecules: Annotated[Optional[str], typer.Option(help='none, classical, brain, summed, parametrised or measured.')] = None,
+    macromolecules: Annotated[Optional[str], typer.Option(help='none, pattern, lipids, classical, brain, summed, parametrised or measured.')] = None,
     posterior: Annotated[Optional[bool], typer.Option('--posterior/--no-posterior', help='Posterior mean, 95 % interval and data share beside each amount; default for up to 500 spectra by fit or hybrid.')] = None,
     measured: Annotated[Optional[Path], typer.Option(help='File with a measured macromolecule signal; it is resampled to the data.')] = None,
     dwell_time: Dwell = None, spectrometer_frequency: Frequency = None, echo_time: Echo = None, key: Key = None,

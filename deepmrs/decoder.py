@@ -444,15 +444,17 @@ def _shared_columns(m, p, t, mix):
 
 
 def _own_columns(d, p, t, cols, a, see, J, where):
-    "Columns, as seen, of the modulations that signals have of their own, put into J; those with a rate share the transform of t·cols"
+    """Columns, as seen, of the modulations that signals have of their own, put into J. Signals of one group are added up before they are
+    transformed, one transform a group; modulations with a rate and the same members share that of t·cols"""
     o, late, moved = d.owners, None, {}
     for i, m in enumerate(d.modulations):
         if m.targets is None: continue
         member, out = getattr(d, f'members_{i}')[:, o].to(a.dtype), J[:, where[m.name]]
-        if m.rate is None: part, rate = weighted(member*a[:, None, o], see(cols[:, o]*m.derivative((p[m.name] @ member)[..., None], t))), 1.
+        if m.rate is None:
+            part, rate = see(weighted(member*a[:, None, o], cols[:, o]*m.derivative((p[m.name] @ member)[..., None], t))), 1.
         else:
-            if late is None: late = see(cols[:, o]*t)
-            if d.twins[i] not in moved: moved[d.twins[i]] = weighted(member*a[:, None, o], late)
+            if late is None: late = cols[:, o]*t
+            if d.twins[i] not in moved: moved[d.twins[i]] = see(weighted(member*a[:, None, o], late))
             part, rate = moved[d.twins[i]], m.rate
         if m.borrows: out.add_(part, alpha=rate)
         else: torch.mul(part, rate, out=out)

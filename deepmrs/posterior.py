@@ -16,7 +16,7 @@ import torch
 
 from .core import InputError
 from .fitting import Problem, quadratic, soft_rows
-from .simulate import Correlated, Normal, Uniform
+from .simulate import Correlated, Normal, Pattern, Uniform
 
 # %% ../nbs/51_posterior.ipynb #01e46ca4
 NODES, WEIGHTS = (torch.from_numpy(v) for v in np.polynomial.legendre.leggauss(32))
@@ -159,7 +159,10 @@ def known(
         elif isinstance(d, Correlated):
             F = d.factor.to(like)
             k.precision[s, s] = torch.linalg.inv(F @ F.T/3)
-        else: raise InputError(f'The prior of {name} must be Uniform, Normal or Correlated; got {type(d).__name__}.')
+        elif isinstance(d, Pattern):  # its first two moments
+            k.precision[s, s] = torch.linalg.inv(d.covariance.to(like))
+            k.shift[s] = k.precision[s, s] @ d.mean.to(like)
+        else: raise InputError(f'The prior of {name} must be Uniform, Normal, Correlated or Pattern; got {type(d).__name__}.')
         if not bool((k.high[s] > k.low[s]).all()): raise InputError(f'The prior of {name} leaves no room within the bounds of the model, {lay.blocks[name].lower:g} to {lay.blocks[name].upper:g}.')
     return k
 

@@ -432,7 +432,7 @@ def quantify(
     water=None,  # water reference: `Spectra` or a path
     preset=None,  # a name or a `Preset`; default by the field (brain-3t, brain-7t, rodent-9.4t), with a model that of the model
     baseline=None,  # overrules the preset: 'off', 'stiff', 'moderate', 'flexible', 'auto', or a number of parameters per ppm
-    macromolecules=None,  # overrules the preset: 'none', 'measured', 'classical', 'brain', 'summed', 'parametrised'
+    macromolecules=None,  # overrules the preset: 'none', 'measured', 'pattern', 'lipids', 'classical', 'brain', 'summed', 'parametrised'
     measured=None,  # measured macromolecule signal: FID [N] sampled as the data, a `Basis` or `Spectra` of one, or a path
     posterior=None,  # work out the posterior of the amounts? None: yes, for up to `MANY` spectra by fit or hybrid
     device=None,  # 'cpu', 'cuda', …; default the GPU if there is one
@@ -509,7 +509,7 @@ def _from_model(model, preset, measured):
     if own is None: raise InputError('This model has a decoder of its own, which method fit does not rebuild; use method hybrid.')
     many = len(decoder.signals[0].names)
     basis = Basis(decoder.fids[:many].cpu(), decoder.signals[0].names, acquisition=decoder.acquisition, source='the model')
-    if measured is None and preset is None and own.macromolecules == 'measured': measured = Basis(decoder.fids[many:].cpu(), ['MM'], acquisition=decoder.acquisition, source='the model')
+    if measured is None and preset is None and own.macromolecules == 'measured': measured = Basis(decoder.fids[many:many + 1].cpu(), ['MM'], acquisition=decoder.acquisition, source='the model')
     return basis, own if preset is None else preset, measured
 
 

@@ -39,7 +39,7 @@ from .decoder import Decoder, Signals
 from .encoders import ENCODERS, ParameterHead, make_encoder
 from .losses import Look, count_outputs, edge_noise, make_loss, read_extras
 from .macromolecules import macromolecule_model
-from .model import Preset, RatioPrior, SoftPrior, get_preset, make_decoder
+from .model import PatternPrior, Preset, RatioPrior, SoftPrior, get_preset, make_decoder
 from .preprocess import noise_sd
 from .simulate import Simulator, brain_priors, paper_priors, prior_from_spec
 
@@ -151,7 +151,7 @@ def _rebuild(decoder, acquisition, preset):
     metabolites = decoder.signals[0]
     fids = decoder.fids.cpu()
     measured = None
-    if macromolecule_model(preset.macromolecules).kind == 'measured': measured = match_measured(fids[len(metabolites.names):], decoder.acquisition, acquisition)
+    if macromolecule_model(preset.macromolecules).kind == 'measured': measured = match_measured(fids[len(metabolites.names)][None], decoder.acquisition, acquisition)
     basis = Basis(fids[:len(metabolites.names)], metabolites.names, acquisition=decoder.acquisition)
     return make_decoder(basis, acquisition, preset, preset.macromolecules, preset.baseline, measured)[0]
 
@@ -690,14 +690,14 @@ def _files(path):
 def _preset_card(preset):
     "A `Preset` as JSON"
     if preset is None: return None
-    kinds = {RatioPrior: 'ratio', SoftPrior: 'soft'}
+    kinds = {RatioPrior: 'ratio', SoftPrior: 'soft', PatternPrior: 'pattern'}
     return dataclasses.asdict(preset) | {'priors': [{'kind': kinds[type(p)]} | dataclasses.asdict(p) for p in preset.priors]}
 
 
 def _preset_from(card):
     "The `Preset` of a card"
     if card is None: return None
-    kinds = {'ratio': RatioPrior, 'soft': SoftPrior}
+    kinds = {'ratio': RatioPrior, 'soft': SoftPrior, 'pattern': PatternPrior}
     tuples = lambda v: tuple(map(tuples, v)) if isinstance(v, list) else v
     priors = tuple(kinds[p['kind']](**{k: tuples(v) for k, v in p.items() if k != 'kind'}) for p in card['priors'])
     return Preset(**{k: tuples(v) for k, v in card.items() if k != 'priors'}, priors=priors)

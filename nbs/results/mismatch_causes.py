@@ -1,29 +1,22 @@
-"""Where does the bias of the presets in the mismatch study come from? One thing of the model at a time is made right, or put back to what it was.
+"""Where does the bias of the presets in the mismatch study come from? One thing of the model at a time is made right.
 
-    python nbs/results/mismatch_causes.py       # some six minutes on one core; rows go to mismatch_causes.csv
+    python nbs/results/mismatch_causes.py       # some six minutes on one core; rows go to mismatch_causes.csv (those stored are of the presets' version 2)
 
 The spectra are those of mismatch_study.py with normal amounts at SNR 60. Its truth has the 18 Lorentzian lines as macromolecules and gives every metabolite a shift of its own, creatine and
 phosphocreatine, too, which brain-3t shifts together.
 """
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 
 from deepmrs.core import canonical_name
-from deepmrs.model import CLASSICAL_RATIOS, LOOSE_RATIOS, PAIRS, get_preset
+from deepmrs.model import PAIRS
 from deepmrs.spins import simulate_basis
 from mismatch_study import FIELDS, TYPICAL, judge, make_spectra
 
 HERE = Path(__file__).resolve().parent
 CASES = {'as it is': {}, 'ratios off': dict(ratios='off'), 'lines of the truth': dict(macromolecules='parametrised'), 'pairs together': dict(groups=PAIRS), 'shifts all apart': dict(groups=[])}
-
-
-def held_as_at_3t(preset):
-    "The preset with the macromolecule ratios, the baseline and the pairs of brain-3t: what those of the higher fields were in version 1"
-    p = get_preset(preset)
-    return replace(p, baseline='moderate', groups=PAIRS, priors=CLASSICAL_RATIOS + tuple(q for q in p.priors if q not in LOOSE_RATIOS))
 
 
 def main():
@@ -37,7 +30,7 @@ def main():
         basis = simulate_basis(**acq)
         basis = basis.select([n for n in basis.names if canonical_name(n) in TYPICAL])
         fids, truth, _ = make_spectra(basis, args.n, args.snr, 'normal', seed=int(args.snr))
-        jobs = {k: (field, c) for k, c in CASES.items()} | ({} if field == 'brain-3t' else {'as version 1': (held_as_at_3t(field), {})})
+        jobs = {k: (field, c) for k, c in CASES.items()}
         for case, (preset, choices) in jobs.items():
             t, seconds = judge(basis, preset, choices, fids, truth)
             rows.append(t.assign(preset=field, case=case, snr=args.snr, spectra=args.n, seconds=seconds))
