@@ -101,7 +101,7 @@ def main():
     print(f'{t["spectra_seen"]:,} spectra in {time.perf_counter() - tic:.0f} s: {t["spectra_seen"]/t["seconds"]:,.0f} a second; validation loss {t["validation_loss"]:.4f}')
     model = load_model(a.out)
     if torch.cuda.is_available(): model = model.to('cuda')
-    table = errors(model, Simulator(model.decoder, get_priors('brain', model.decoder), noise))
+    table = errors(model, Simulator(model.decoder, get_priors('brain', model.decoder), noise, artefacts=[residual_water]))
     table.to_csv(Path(a.out)/'errors.csv', index=False, float_format='%.5g')
     with pd.option_context('display.width', 200, 'display.max_rows', 200, 'display.precision', 3): print(table[~table.parameter.str.startswith('baseline')].to_string(index=False))
     for f in ('model.safetensors', 'model.json'): print(f, f'{(Path(a.out)/f).stat().st_size/1e6:.2f} MB')
