@@ -569,7 +569,7 @@ def save(result, out):
     text('concentrations.csv', table.to_csv(index=False))
     text('quality.csv', quality_table.to_csv(index=False))
     if result.spectra.acquisition.points > 1: files.append(_save_fit(result, out, write_spectra))
-    if len(result.spectra.shape) == 3: files += _save_maps(result, out, table, quality_table)
+    if result.spectra.is_image and len(result.spectra.shape) >= 3: files += _save_maps(result, out, table, quality_table)
     files.append(save_state(result, out/'result.safetensors'))
     text('run.json', json.dumps(result.settings | {'notes': result.notes, 'parameters': result.decoder.layout.labels}, indent=1, default=str))
     return files
