@@ -608,7 +608,7 @@ def _read_columns(text, where):
     try: values = np.array(rows, dtype=float)
     except ValueError: values = np.zeros((0, 0))
     if values.ndim != 2 or values.shape[1] != 2: raise InputError(f'{where} is no jMRUI text file (its first line should say "jMRUI Data Textfile"), nor two columns of numbers; deepmrs reads no other .txt.')
-    return Loaded((values[:, 0] + 1j*values[:, 1])[None], {}, None, notes=[f'{where} has no header; its two columns were taken for the real and the imaginary part.'])
+    return Loaded((values[:, 0] + 1j*values[:, 1])[None], {}, None, False, notes=[f'{where} has no header; its two columns were taken for the real and the imaginary part.'])
 
 
 register_reader('.txt', read_jmrui)
@@ -696,7 +696,7 @@ def _from_struct(array, struct, where):
     header = _struct_header(struct)
     told = [k.replace('_', ' ') for k, v in header.items() if v is not None]
     if told: notes.append(f'{where} holds a struct; {", ".join(told)} were taken from its fields, with echo and repetition time in ms.')
-    return Loaded(fids, header, False, sure=False, names=_struct_names(struct), notes=notes)
+    return Loaded(fids, header, None, sure=False, names=_struct_names(struct), notes=notes)
 
 # %% ../nbs/12_io.ipynb #e4c1f7a9
 _MAT_NUMBERS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9: 'f8', 12: 'i8', 13: 'u8', 16: 'u1', 17: 'u2', 18: 'u4'}
@@ -1152,7 +1152,8 @@ def _header(loaded: Loaded, given: dict, where: str) -> dict:
         if given.get(k) is not None: header[k] = _number(v) if k in _RANGES and _number(v) is not None else v
         elif k in _RANGES: header[k] = _checked_field(k, v, loaded, where)
         elif isinstance(v, str) and v.strip(): header[k] = v
-        elif k == 'sequence' and isinstance(v, (list, tuple)): header[k] = ', '.join(map(str, v))
+        elif k == 'nucleus': loaded.notes.append(f'{where} says nucleus {str(v):.40}, which names none; 1H was assumed {_how_to_give(k)}.')
+        elif isinstance(v, (list, tuple)): header[k] = ', '.join(map(str, v))
     for k, v in given.items():
         if v is None: continue
         old, label = header.get(k), k.replace('_', ' ')
@@ -1359,7 +1360,8 @@ def describe_file(
     x = load(path, key, 'separate')
     say = lambda k, unit: f'{_number(x.header[k]):g} {unit}' if _number(x.header.get(k)) is not None else 'not in the file'
     sign = {True: 'conjugated', False: 'as in memory', None: 'not fixed by the format'}[x.conjugated] + ('' if x.sure or x.conjugated is None else ' by custom')
-    nucleus = x.header.get('nucleus') or '1H'
+    nucleus = x.header.get('nucleus')
+    nucleus = nucleus if isinstance(nucleus, str) and nucleus else '1H'
     centre = _number(x.header.get('centre_ppm'))
     rows = {'FIDs': f'{math.prod(x.fids.shape[:-1])} of {x.fids.shape[-1]} points', 'grid': ' × '.join(map(str, x.shape or ())) or None, 'names': ', '.join(x.names or []) or None,
             'dwell time': say('dwell_time', 's'), 'spectrometer': say('spectrometer_frequency', f'MHz ({nucleus})'), 'echo time': say('echo_time', 's'),
