@@ -164,19 +164,23 @@ def _near_zero(fid: np.ndarray, acq, reach: float = 0.3) -> np.ndarray:
 def has_reference(basis: 'Basis') -> list[bool]:
     """Which of the FIDs carry a sharp line within 0.25 ppm of 0 ppm, beside lines of their own.
 
-    A line counts when it is four times as tall as what lies 0.35 to 0.5 ppm away, and a twentieth of the tallest elsewhere.
+    A line counts when it is four times as tall as what lies 0.35 to 0.5 ppm away and a twentieth of the tallest elsewhere,
+    and when at least half of the set have it at one place.
     """
-    acq = basis.acquisition
-    if acq.nucleus != '1H':
-        return [False]*len(basis)
-    ppm = acq.replace(points=2*acq.points).ppm_axis(dtype=torch.float64).abs()
+    acq, none = basis.acquisition, [False]*len(basis)
+    if acq.nucleus != '1H' or acq.points*acq.dwell_time*acq.spectrometer_frequency < 12:
+        return none  # lines 0.1 ppm apart would run into each other
+    ppm = acq.replace(points=2*acq.points).ppm_axis(dtype=torch.float64)
     size = fid_to_spectrum(torch.nn.functional.pad(basis.fids.cpu(), (0, acq.points))).abs()
-    beside = (ppm > 0.35) & (ppm < 0.5)
-    if not beside.any() or not (ppm < 0.25).any():
-        return [False]*len(basis)
-    line = size[:, ppm < 0.25].amax(-1)
-    elsewhere = size[:, ppm > 0.5].amax(-1)
-    return ((line > 4*size[:, beside].amax(-1)) & (line > 0.05*elsewhere) & (elsewhere > 0.02*line)).tolist()
+    near, beside = ppm.abs() < 0.25, (ppm.abs() > 0.35) & (ppm.abs() < 0.5)
+    if not beside.any() or not near.any():
+        return none
+    line, at = size[:, near].max(-1)
+    elsewhere = size[:, ppm.abs() > 0.5].amax(-1)
+    found = (line > 4*size[:, beside].amax(-1)) & (line > 0.05*elsewhere) & (elsewhere > 0.02*line)
+    place = ppm[near][at]
+    found &= (place - place[found].median()).abs() < 0.03 if found.any() else found
+    return found.tolist() if 2*int(found.sum()) >= len(basis) else none
 
 
 def without_reference(basis: 'Basis') -> 'Basis':
@@ -187,8 +191,13 @@ def without_reference(basis: 'Basis') -> 'Basis':
     fids = basis.fids.clone()
     for i in np.flatnonzero(found):
         fid = basis.fids[i].cpu().to(torch.complex128).numpy()
-        fids[i] = torch.from_numpy(fid - _near_zero(fid, basis.acquisition)).to(fids)
+        rest = fid - _near_zero(fid, basis.acquisition)
+        # what is left must be less: a line that is no sum of a few exponentials stays where it is
+        if np.linalg.norm(rest) < np.linalg.norm(fid):
+            fids[i] = torch.from_numpy(rest).to(fids)
     note = f'{sum(found)} of {len(basis)} signals of the basis set {basis.source} carry a reference line near 0 ppm; it was taken out.'
+    if any(has_reference(basis.replace(fids))):
+        note = f'{sum(found)} of {len(basis)} signals of the basis set {basis.source} carry a reference line near 0 ppm that cannot be taken out; it decides neither shift nor sign, but stays in the set.'
     return basis.replace(fids, notes=[*basis.notes, note])
 
 # %% ../nbs/10_basis.ipynb #230c4ff8

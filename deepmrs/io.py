@@ -8,7 +8,7 @@ __all__ = ['MAX_POINTS', 'READERS', 'MAX_BYTES', 'VENDOR', 'Loaded', 'register_r
            'read_raw', 'first_point_halved', 'read_lcmodel_basis', 'read_jmrui', 'read_mat5', 'read_mat', 'read_npy',
            'read_npz', 'read_fsl_json', 'read_vendor', 'looks_conjugated', 'sign_by_basis', 'read_spectra',
            'nucleus_of_names', 'read_basis', 'describe_file', 'check_reader', 'read_paper_mm', 'replacing',
-           'write_spectra', 'write_basis']
+           'nifti_image', 'write_spectra', 'write_basis']
 
 # %% ../nbs/12_io.ipynb #8022ffa5
 import gzip
@@ -954,7 +954,7 @@ def _from_meta(fids, meta, notes, where, affine=None):
     if names is not None and not isinstance(names, list): raise InputError(f'{where}: names must be a list of texts, not {names!r:.60}; mend its header.')
     if shape is not None and not (isinstance(shape, list) and all(isinstance(s, int) and not isinstance(s, bool) and s > 0 for s in shape)): raise InputError(f'{where}: shape must be a list of whole numbers, not {shape!r:.60}; mend its header.')
     if affine is not None: affine = _checked_affine(affine, where, notes)
-    return Loaded(fids, {k: meta[k] for k in _FIELDS if k in meta}, False, sure=bool(meta), names=names,
+    return Loaded(fids, {k: meta[k] for k in _FIELDS if k in meta}, False, sure=bool(meta), names=names and [str(n) for n in names],
                   shape=tuple(shape) if shape else None, dimensions=tuple(tags) if isinstance(tags, list) else (), affine=affine, notes=notes)
 
 
@@ -980,7 +980,7 @@ def _is_basis_json(path: Path) -> bool:
     "Is this .json a basis file, and not a settings file that lies in the same folder?"
     _refuse_pointer(path)
     try: content = json.loads(path.read_text())
-    except ValueError: return True  # its reader says what is wrong
+    except (ValueError, RecursionError): return True  # its reader says what is wrong
     return isinstance(content, dict) and 'basis' in content
 
 
@@ -1363,7 +1363,7 @@ def describe_file(
     nucleus = x.header.get('nucleus')
     nucleus = nucleus if isinstance(nucleus, str) and nucleus else '1H'
     centre = _number(x.header.get('centre_ppm'))
-    rows = {'FIDs': f'{math.prod(x.fids.shape[:-1])} of {x.fids.shape[-1]} points', 'grid': ' × '.join(map(str, x.shape or ())) or None, 'names': ', '.join(x.names or []) or None,
+    rows = {'FIDs': f'{math.prod(x.fids.shape[:-1])} of {x.fids.shape[-1]} points', 'grid': ' × '.join(map(str, x.shape or ())) or None, 'names': ', '.join(map(str, x.names or [])) or None,
             'dwell time': say('dwell_time', 's'), 'spectrometer': say('spectrometer_frequency', f'MHz ({nucleus})'), 'echo time': say('echo_time', 's'),
             'ppm at 0 Hz': f'{centre:g}' if centre is not None else f'not in the file; {CENTRE_PPM.get(nucleus, 0.):g} is assumed', 'stored sign': sign,
             'position': None if x.affine is None else f'voxel of {" × ".join(f"{v:.3g}" for v in np.linalg.norm(np.asarray(x.affine)[:3, :3], axis=0))} mm'}
@@ -1463,7 +1463,28 @@ def _write_nifti_mrs(spectra, path):
     for k, v in standard.items():
         if v is not None: head.set_standard_def(k, v)
     if spectra.names != [str(i) for i in range(len(spectra))]: head.set_user_def(key='SpectrumNames', value=list(spectra.names), doc='A name for each spectrum, first grid dimension slowest')
-    gen_nifti_mrs_hdr_ext(data, acq.dwell_time, head, affine=spectra.affine).save(str(path))
+    singular = spectra.affine is not None and not _has_directions(spectra.affine)
+    gen_nifti_mrs_hdr_ext(data, acq.dwell_time, head, affine=None if singular else spectra.affine).save(str(path))
+    if singular:
+        image = nibabel.load(path)
+        nibabel.save(nifti_image(type(image), np.asanyarray(image.dataobj), spectra.affine, image.header), path)
+
+
+def _has_directions(affine) -> bool:
+    "Can a qform hold it? A matrix with a column of zeros has no directions"
+    columns = np.asarray(affine, dtype=np.float64)[:3, :3]
+    return bool(np.linalg.norm(columns, axis=0).all())
+
+
+def nifti_image(kind, data: np.ndarray, affine: np.ndarray, header=None):
+    "A NIfTI image of a class of nibabel; an affine with a column of zeros, which nibabel refuses, is stored in the sform alone"
+    if _has_directions(affine): return kind(data, affine, header)
+    header = kind.header_class() if header is None else header.copy()
+    header.set_data_dtype(data.dtype)
+    header.set_data_shape(data.shape)
+    header.set_qform(None, 'unknown')
+    header.set_sform(affine, 'aligned')
+    return kind(data, None, header)
 
 
 def _write_raw(spectra, path):
