@@ -233,18 +233,21 @@ def register_repetitions(
 
 # %% ../nbs/12_io.ipynb #0c7e5d64
 def _differences(moved: np.ndarray) -> tuple[float, float]:
-    "How far aligned repetitions [V, K, N] differ from the mean of the others: (times the noise, share of the signal), of the one that differs most"
+    """How far aligned repetitions [V, K, N] differ from the mean of the others, in their spectra.
+
+    Returns the highest point of all differences as a multiple of the highest that noise alone would give, and as a share of the
+    tallest line.
+    """
     many, n = moved.shape[1:]
-    early = max(n//8, 2)
-    # the difference of neighbouring points of the tail is twice the noise, whatever is left of slow signals
+    # neighbouring points of the tail differ by noise, whatever is left of slow signals
     noise = np.sqrt((np.abs(np.diff(moved[:, :, -max(n//4, 3):], axis=-1))**2).mean()/2)
     mean = (moved.sum(1, keepdims=True) - moved)/(many - 1)
-    apart = np.sqrt((np.abs(moved - mean)[:, :, :early]**2).mean((0, 2)))
-    expected = noise*np.sqrt(1 + 1/(many - 1))
-    signal = np.sqrt((np.abs(mean)[:, :, :early]**2).mean((0, 2)))
-    worst = int(np.argmax(apart))
-    excess = np.sqrt(max(apart[worst]**2 - expected**2, 0))
-    return float(apart[worst]/max(expected, 1e-300)), float(excess/max(signal[worst], 1e-300))
+    weight = np.exp(-6*np.arange(n)/n)
+    apart = np.abs(np.fft.fft((moved - mean)*weight)).max()
+    tallest = np.abs(np.fft.fft(mean*weight)).max()
+    # of m points of complex noise the highest is about √(log m) of their sd
+    expected = noise*np.sqrt(1 + 1/(many - 1))*np.linalg.norm(weight)*np.sqrt(np.log(moved.size))
+    return float(apart/max(expected, 1e-300)), float(apart/max(tallest, 1e-300))
 
 
 def average_repetitions(
@@ -273,8 +276,8 @@ def average_repetitions(
     if not clear.all(): notes.append(f'{int((~clear).sum())} of {len(clear)} repetitions of {where} show too little signal to be aligned; they went into the average as they are.')
     if (some := broken & ~broken.all(1, keepdims=True)).any(): notes.append(f'{int(some.sum())} repetitions of {where} hold NaN and were left out of the average.')
     times, share = _differences(moved[~broken.any(1)]) if fids.shape[1] > 1 and not broken.any(1).all() else (0., 0.)
-    if times > 2.5 and share > 0.1:
-        notes.append(f'The repetitions of {where} differ by {times:.1f} times the noise ({share:.0%} of the signal), far more than averages do: are they edited spectra in turn, or did the subject move? '
+    if times > 2.5 and share > 0.15:
+        notes.append(f'The repetitions of {where} differ by {times:.1f} times what noise would do ({share:.0%} of the tallest line), far more than averages do: are they edited spectra in turn, or did the subject move? '
                      "Their mean may be wrong; dynamics='separate' (--dynamics separate) keeps them apart.")
     return mean, notes
 
@@ -1280,11 +1283,13 @@ def _join(parts):
 
 # %% ../nbs/12_io.ipynb #5f9e7b13
 _NUCLEUS_NAMES = {'31P': r'([abgαβγ]-?)?ATP\w?|ATP[-_ ]?[abgαβγ]|Pi(in|ex|_?\d)?|iP|NADH?|NAD\+|PDE|PME|UDPG|GPE|DPG|2,3-?DPG',
-                  '2H': r'HDO|DHO|HOD|D2O|2H[-_]?\w+|D-?Glc|Glc[-_]?d\d?', '13C': r'\w+[-_ ]C\d|C\d[-_ ]?\w+|\w*[a-z]C[1-6]', '23Na': r'Na\+?|23Na', '19F': r'5-?FU|19F\w*'}
+                  '2H': r'HDO|DHO|HOD|D2O|2H[-_ ]\w+|D-?Glc|Glc[-_]?d\d?', '13C': r'\w+[-_ ]C\d|C\d[-_ ]?\w+|\w*[a-z]C[1-6]', '23Na': r'Na\+?|23Na', '19F': r'5-?FU|19F\w*'}
 
 
 def nucleus_of_names(names: list[str]) -> str | None:
     "The nucleus whose metabolites these names are of, None when they are those of 1H or nothing tells"
+    # some 1H sets hold ATP or NAD+, but only 1H shows these
+    if {canonical_name(n) for n in names} & {'NAA', 'NAAG', 'Cr', 'Ins', 'sIns', 'GABA'}: return None
     for nucleus, pattern in _NUCLEUS_NAMES.items():
         if any(re.fullmatch(pattern, n.strip(), re.I if nucleus != '31P' else 0) for n in names): return nucleus
     return None
