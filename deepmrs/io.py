@@ -943,6 +943,10 @@ def read_npz(path, key=None, dynamics='refuse', points=None):
         for part in z.infolist():
             with z.open(part) as f: _check_npy(f, part.file_size, path.stat().st_size, path.name)
     with np.load(path, allow_pickle=False) as z: variables = {k: z[k] for k in z.files}
+    for k, v in variables.items():
+        # NumPy hands out letters beyond Unicode unseen, which end Python's text functions later
+        if v.dtype.kind == 'U' and (np.atleast_1d(v).astype(v.dtype.newbyteorder('=')).view(np.uint32) > 0x10ffff).any():
+            raise InputError(f'{path.name} holds letters that do not exist in {k!r:.40}; it is damaged, so write it again.')
     meta = json.loads(str(variables.pop('meta'))) if 'meta' in variables else {}
     if not isinstance(meta, dict): raise InputError(f'{path.name} has a header (meta) that holds no fields; write it again.')
     data, _ = _pick(variables, key, path.name)
