@@ -152,7 +152,7 @@ def _nifti_image(path):
             raise InputError(f'{path.name} holds more than its header says; it is damaged.')
     return kind.from_bytes(raw)
 
-
+# %% ../nbs/12_io.ipynb #3b7f90c2
 def _nifti_meta(img, name):
     "The JSON header extension of a NIfTI-MRS image"
     version = img.header.get_intent()[2] if hasattr(img.header, 'get_intent') else ''
@@ -305,7 +305,7 @@ def _refused_dimension(name, size, tag, number, stated):
     return InputError(f'{name} holds {size} entries along dimension {number}, which has no tag; {tag} is what the standard says then, so {advice}. '
                       f'If they are something else, say what (dimensions="DIM_DYN", --dimensions DIM_DYN: averages).')
 
-
+# %% ../nbs/12_io.ipynb #c94e1d05
 def _fold_dimensions(data, tags, stated, dynamics, name, average):
     "[X, Y, Z, N, …] to [X, Y, Z, …, N]: drop dimensions of size 1, average or keep repetitions, refuse the others by name; with the tags of what is kept, and notes"
     kept, notes = [], []
@@ -326,7 +326,7 @@ def _fold_dimensions(data, tags, stated, dynamics, name, average):
         kept.pop(i)
     return data, kept, notes
 
-
+# %% ../nbs/12_io.ipynb #e71b6a38
 def _checked_affine(affine, name, notes):
     "The affine if it is a 4 × 4 matrix of numbers, else None; one that is singular stays, and is said"
     affine = np.asarray(affine)
@@ -337,7 +337,7 @@ def _checked_affine(affine, name, notes):
         notes.append(f'The affine of {name} is singular, so where its voxels lie is unknown; it is carried as it is.')
     return affine
 
-
+# %% ../nbs/12_io.ipynb #05d9c7f2
 def read_nifti_mrs(path, key=None, dynamics='refuse', points=None, dimensions=None):
     "NIfTI-MRS (standard V0.11): grid (X, Y, Z, …), affine unchanged"
     if dynamics not in ('refuse', 'separate', 'average'): raise InputError(f"dynamics is 'refuse', 'separate' or 'average', not {dynamics!r}.")
@@ -551,7 +551,7 @@ def _quantity(text: str, unit: float, where: str) -> float:
     number = m[1].rstrip('.,').replace(',', '.')  # a decimal comma
     return parse_numbers(number, where)[0]*_UNITS.get(m[2].lower(), unit)
 
-
+# %% ../nbs/12_io.ipynb #d6a4f7e3
 def _jmrui_info(head: str) -> dict:
     "{name in lower case: text} of the header's lines"
     return {k.strip().lower(): v.strip() for k, _, v in (line.partition(':') for line in head.splitlines())}
@@ -574,7 +574,7 @@ def _jmrui_columns(headings: str, width: int, where: str) -> tuple[int, int, lis
     if len(names) == width: return *at, []
     return 0, 1, [f'{where} announces {len(names)} columns but its rows have {width}; the first two were taken for the signal.']
 
-
+# %% ../nbs/12_io.ipynb #71f0b9c4
 def read_jmrui(path, key=None, dynamics='refuse', points=None):
     "jMRUI text: FIDs [K, N]; the sign is left to detection. A text of two columns without a header is read, too"
     text, where = path.read_text(encoding='latin-1'), path.name
@@ -604,7 +604,7 @@ def read_jmrui(path, key=None, dynamics='refuse', points=None):
     fids = (rows[:, real] + 1j*rows[:, imag]).reshape(many, n)
     return Loaded(fids, header, True if ours else None, ours, names=names if len(names) == many else None, notes=notes, doubts=doubts)
 
-
+# %% ../nbs/12_io.ipynb #b0e83d16
 def _read_columns(text, where):
     "A text of two columns, real and imaginary part, and nothing else"
     rows = [line.split() for line in text.splitlines() if line.strip()]
@@ -706,7 +706,7 @@ _MAT_NUMBERS = {1: 'i1', 2: 'u1', 3: 'i2', 4: 'u2', 5: 'i4', 6: 'u4', 7: 'f4', 9
 _MAT_CLASSES = {6: 'f8', 7: 'f4', 8: 'i1', 9: 'u1', 10: 'i2', 11: 'u2', 12: 'i4', 13: 'u4', 14: 'i8', 15: 'u8'}
 _MAT_MATRIX, _MAT_COMPRESSED = 14, 15
 
-
+# %% ../nbs/12_io.ipynb #46d8e2b9
 class _Mat5:
     "The elements of a MATLAB v5 file, each length checked"
 
@@ -794,7 +794,7 @@ def _mat5_text(self, at, end, dims):
         return letters
     return [letters[i::rows].strip() for i in range(rows)]
 
-
+# %% ../nbs/12_io.ipynb #8f2c0a7d
 def _mat5_several(self, at, end, count, depth):
     "(values of `count` matrices in a row, where the next element begins)"
     if count*8 > end - at:
@@ -821,7 +821,7 @@ def _mat5_struct(self, at, end, count, depth):
 
 _Mat5.array, _Mat5.text, _Mat5.several, _Mat5.struct = _mat5_array, _mat5_text, _mat5_several, _mat5_struct
 
-
+# %% ../nbs/12_io.ipynb #c05b7e91
 def read_mat5(data: bytes, where: str) -> dict:
     "{name: value} of the variables of a MATLAB v5 file. Raises `InputError` for one that is damaged"
     order = {b'IM': '<', b'MI': '>'}.get(data[126:128])
@@ -857,7 +857,7 @@ def _plain(value):
     if value.size == 0: return None
     return value.item() if value.ndim == 0 else [str(v.item() if isinstance(v, np.ndarray) else v).strip() for v in value]
 
-
+# %% ../nbs/12_io.ipynb #a9d3f604
 def _read_hdf(path):
     "Numbers and texts among the variables of a v7.3 .mat, which is an HDF5 file with the axes reversed"
     out = {}
@@ -880,7 +880,7 @@ def _hdf_value(d, file, held, where, depth=0):
     if x.dtype.names == ('real', 'imag'): x = x['real'] + 1j*x['imag']
     return ''.join(map(chr, x.T.ravel())) if d.attrs.get('MATLAB_class') == b'char' else x
 
-
+# %% ../nbs/12_io.ipynb #17e6c8b3
 def read_mat(path, key=None, dynamics='refuse', points=None):
     "MATLAB .mat, v5 or v7.3, with `data` [N, M] complex of any precision; variables named like fields of `Acquisition` are used"
     variables = _mat_variables(path)
@@ -914,7 +914,7 @@ def _mat4_variables(path: Path, data: bytes) -> dict:
     if at != len(data): raise InputError(f'{path.name} is cut short; copy or export it again.')
     return {k: v for k, v in scipy.io.loadmat(path).items() if not k.startswith('__')}
 
-
+# %% ../nbs/12_io.ipynb #f3b0d952
 def read_npy(path, key=None, dynamics='refuse', points=None):
     "NumPy array [B, N] or [*grid, N]; acquisition and names from a .json of the same name beside it, when there is one"
     with open(path, 'rb') as f: _check_npy(f, path.stat().st_size, path.stat().st_size, path.name)
@@ -936,7 +936,7 @@ def _check_npy(f, size: int, held: int, where: str) -> None:
     check_size(declared, held, where)
     if not dtype.hasobject and declared > size: raise InputError(f'{where} declares {" × ".join(map(str, shape))} numbers and holds fewer; it is cut short, so copy or export it again.')
 
-
+# %% ../nbs/12_io.ipynb #6c1e8f74
 def read_npz(path, key=None, dynamics='refuse', points=None):
     "NumPy archive with `fids` and `meta`, as written here, or any with one complex array [B, N]"
     with zipfile.ZipFile(path) as z:
@@ -1129,7 +1129,7 @@ def _other_unit(field: str, value: float) -> tuple[str, float] | None:
     fits = [(unit, value*scale) for unit, scale in _SMALLER[_RANGES[field][2]] if low <= value*scale <= high]
     return fits[0] if len(fits) == 1 else None
 
-
+# %% ../nbs/12_io.ipynb #92d5b0e7
 def _checked_field(field: str, value, loaded: Loaded, where: str):
     """A number of the header as it can be used, or None.
 
@@ -1150,7 +1150,7 @@ def _checked_field(field: str, value, loaded: Loaded, where: str):
     else: loaded.notes.append(f'{said}; it was left out {_how_to_give(field)}.')
     return None
 
-
+# %% ../nbs/12_io.ipynb #e80c4a6f
 def _header(loaded: Loaded, given: dict, where: str) -> dict:
     "The header's fields with the user's own first; a sentence where the two differ, or for a field that cannot be used"
     header = {}
@@ -1181,7 +1181,7 @@ def _acquisition(loaded, given, where):
     if points > MAX_POINTS: raise InputError(f'{where} has FIDs of {points} points; deepmrs reads up to {MAX_POINTS}, so cut them or check which axis is time.')
     return make_acquisition(points, header.pop('dwell_time', None), header.pop('spectrometer_frequency', None), where, **header)
 
-
+# %% ../nbs/12_io.ipynb #3a9f6d1c
 def _turned(fids, loaded, conjugate, found, where):
     "FIDs in the in-memory sign: by the user's word, by what was `found` in the data, by the format's rule, in that order"
     rule, say = loaded.conjugated, loaded.notes.append
