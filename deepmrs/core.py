@@ -71,9 +71,8 @@ class Acquisition:
         put('dwell_time', _checked('Dwell time', self.dwell_time, 1e-7, 0.1, 's'))
         put('spectrometer_frequency', _checked('Spectrometer frequency', self.spectrometer_frequency, 0.5, 1500, 'MHz'))
         put('nucleus', canonical_nucleus(self.nucleus))
-        if self.centre_ppm is None:
-            put('centre_ppm', CENTRE_PPM.get(self.nucleus, 0.))
-        put('centre_ppm', _checked('Centre ppm', self.centre_ppm, -1000, 1000, 'ppm'))
+        centre = CENTRE_PPM.get(self.nucleus, 0.) if self.centre_ppm is None else self.centre_ppm
+        put('centre_ppm', _checked('Centre ppm', centre, -1000, 1000, 'ppm'))
         for k, high in (('echo_time', 5.), ('repetition_time', 100.), ('mixing_time', 5.)):
             if getattr(self, k) is not None: put(k, _checked(k.replace('_', ' ').capitalize(), getattr(self, k), -1e-9, high, 's'))
         if int(self.points) < 2: raise InputError(f'A FID needs at least 2 points; this one has {self.points}.')
@@ -184,7 +183,6 @@ def as_complex(
 # %% ../nbs/00_core.ipynb #eb475c63
 class Spectra:
     "A batch of FIDs [B, N] with their acquisition; `fids` may also be [N] or [*shape, N]."
-
     def __init__(self,
         fids,  # complex FIDs [N], [B, N] or [*shape, N], in-memory sign
         dwell_time=None,  # s
@@ -208,8 +206,7 @@ class Spectra:
         elif dwell_time is not None or spectrometer_frequency is not None or kwargs:
             raise InputError('Give either an acquisition or its numbers, not both.')
         if acquisition.points != self.fids.shape[-1]: acquisition = acquisition.replace(points=self.fids.shape[-1])
-        self.acquisition, self.shape, self.affine = acquisition, tuple(int(s) for s in shape), affine
-        self.dimensions = tuple(dimensions)
+        self.acquisition, self.shape, self.dimensions, self.affine = acquisition, tuple(int(s) for s in shape), tuple(dimensions), affine
         self.names = [str(i) for i in range(len(self.fids))] if names is None else [str(n) for n in names]
         if len(self.names) != len(self.fids): raise InputError(f'{len(self.names)} names were given for {len(self.fids)} spectra.')
         self.source, self.notes = str(source), list(notes)
@@ -229,8 +226,8 @@ class Spectra:
 
     def replace(self, fids, **changes):
         "The same spectra with other FIDs [B, N]; acquisition, names, grid and affine stay unless in `changes`"
-        kw = dict(acquisition=self.acquisition.replace(points=fids.shape[-1]), names=self.names, shape=self.shape,
-                  dimensions=self.dimensions, affine=self.affine, source=self.source, notes=self.notes)
+        kw = dict(acquisition=self.acquisition.replace(points=fids.shape[-1]), names=self.names, shape=self.shape, dimensions=self.dimensions,
+                  affine=self.affine, source=self.source, notes=self.notes)
         return Spectra(fids, **(kw | changes))
 
     def spectrum(self): return fid_to_spectrum(self.fids)  # complex [B, N]
