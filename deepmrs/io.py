@@ -1142,8 +1142,8 @@ def _checked_field(field: str, value, loaded: Loaded, where: str):
     meant = number is not None and _other_unit(field, number)
     said = f'{where} says {label} {value!r:.40}' if number is None else f'{where} says {label} {number:g} {unit}, which is impossible'
     if field in _NEEDED:
-        hint = f'; in {meant[0]} that would be {meant[1]:g} {unit}' if meant else ''
-        loaded.doubts.setdefault(field, f'{said}{hint}; give it in {unit} {_how_to_give(field)}.')
+        hint = f' (in {meant[0]} that would be {meant[1]:g} {unit})' if meant else ''
+        loaded.doubts.setdefault(field, f'{said}; check its unit{hint} and give it in {unit} {_how_to_give(field)}.')
     elif meant:
         loaded.notes.append(f'{said}; it was taken for {meant[0]}, {meant[1]:g} {unit} {_how_to_give(field)}.')
         return meant[1]
@@ -1191,7 +1191,7 @@ def _turned(fids, loaded, conjugate, found, where):
         return fids.conj().resolve_conj() if conjugate else fids
     if found is not None and found != rule:
         if rule is None: say(f'The lines of {where} show that it is stored {"conjugated; it has been turned" if found else "in the sign used here; it was left so"}.')
-        else: say(f'{where} is conjugated against the custom of its format, as its lines show; it was read accordingly.')
+        else: say(f'{where} was conjugated, against the custom of its format, as its lines show; it has been turned.')
     use = rule if found is None else found
     return fids.conj().resolve_conj() if use else fids
 
