@@ -149,8 +149,8 @@ def _near_zero(fid: np.ndarray, acq, reach: float = 0.3) -> np.ndarray:
     y = np.convolve(slow, window[::-1], 'valid')[::step][:400]
     hankel = np.lib.stride_tricks.sliding_window_view(y, len(y)//2)
     _, size, vh = np.linalg.svd(hankel, full_matrices=False)
-    # exponentials below a thousandth of the tallest are feet of other lines
-    v = vh[:min(6, max(int((size > 1e-3*size[0]).sum()), 1))].T
+    # a line that is no Lorentzian takes several exponentials; those below a millionth are rounding
+    v = vh[:min(16, max(int((size > 1e-6*size[0]).sum()), 1))].T
     decimated = np.linalg.eigvals(np.linalg.pinv(v[:-1]) @ v[1:])
     amplitude = np.linalg.lstsq(decimated[None]**np.arange(len(y))[:, None], y, rcond=None)[0]
     log_z = np.log(decimated)/step
