@@ -26,7 +26,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import h5py
 import nibabel
 import numpy as np
 import scipy.io
@@ -858,27 +857,67 @@ def _plain(value):
     return value.item() if value.ndim == 0 else [str(v.item() if isinstance(v, np.ndarray) else v).strip() for v in value]
 
 # %% ../nbs/12_io.ipynb #a9d3f604
-def _read_hdf(path):
-    "Numbers and texts among the variables of a v7.3 .mat, which is an HDF5 file with the axes reversed"
-    out = {}
-    with h5py.File(path, 'r') as f:
-        for k, d in f.items():
-            if not k.startswith('#'): out[k] = _hdf_value(d, f, path.stat().st_size, path.name)
-    return {k: v for k, v in out.items() if v is not None}
+_HDF_CHILD = """
+import json, sys
+import h5py
+import numpy as np
+source, target, most = sys.argv[1], sys.argv[2], int(sys.argv[3])
+arrays = []
 
+def put(x):
+    arrays.append(np.ascontiguousarray(x))
+    return {'array': len(arrays) - 1}
 
-def _hdf_value(d, file, held, where, depth=0):
-    "A dataset as an array, a text or a list (a cell), a group as a dict (a struct); None for anything else"
+def value(d, depth=0):
     if isinstance(d, h5py.Group):
-        return {k: _hdf_value(v, file, held, where, depth + 1) for k, v in d.items()} if depth < 4 else None
-    if not isinstance(d, h5py.Dataset): return None
-    check_size(d.size*d.dtype.itemsize, held, where)
+        return {'struct': {k: value(v, depth + 1) for k, v in d.items()}} if depth < 4 else None
+    if not isinstance(d, h5py.Dataset):
+        return None
+    if d.size*d.dtype.itemsize > most:
+        raise SystemExit('SIZE %d' % (d.size*d.dtype.itemsize))
     if d.dtype.kind == 'O':
-        if d.size > 4096 or depth > 4 or h5py.check_ref_dtype(d.dtype) is None: return None
-        return [_hdf_value(file[r], file, held, where, depth + 1) if r else None for r in d[()].T.ravel()]
+        if d.size > 4096 or depth > 4 or h5py.check_ref_dtype(d.dtype) is None:
+            return None
+        return {'cell': [value(file[r], depth + 1) if r else None for r in d[()].T.ravel()]}
     x = d[()].T if d.ndim else d[()]
-    if x.dtype.names == ('real', 'imag'): x = x['real'] + 1j*x['imag']
-    return ''.join(map(chr, x.T.ravel())) if d.attrs.get('MATLAB_class') == b'char' else x
+    if x.dtype.names == ('real', 'imag'):
+        x = x['real'] + 1j*x['imag']
+    if x.dtype.kind not in 'biufc':
+        return None
+    if d.attrs.get('MATLAB_class') == b'char':
+        return {'text': ''.join(map(chr, x.T.ravel()))}
+    return put(x)
+
+with h5py.File(source, 'r') as file:
+    tree = {k: value(v) for k, v in file.items() if not k.startswith('#')}
+np.savez(target, *arrays, tree=json.dumps(tree))
+"""
+
+
+def _hdf_tree(node, arrays):
+    "A value as the child described it: an array, a text, a list (a cell), a dict (a struct) or None"
+    if node is None: return None
+    (kind, v), = node.items()
+    if kind == 'array': return arrays[f'arr_{v}']
+    if kind == 'struct': return {k: _hdf_tree(x, arrays) for k, x in v.items()}
+    return [_hdf_tree(x, arrays) for x in v] if kind == 'cell' else v
+
+
+def _read_hdf(path):
+    "Numbers, texts, cells and structs of a v7.3 .mat, which is an HDF5 file with the axes reversed; read in a child process, as a damaged one can end the interpreter inside the HDF5 library"
+    held = path.stat().st_size
+    most = min(MAX_BYTES, max(_PLENTY, 200*held))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder)/'variables.npz'
+        run = subprocess.run([sys.executable, '-c', _HDF_CHILD, str(path.resolve()), str(target), str(most)], cwd=folder, capture_output=True, text=True, errors='replace', timeout=600)
+        size = re.search(r'SIZE (\d+)', run.stderr)
+        if size:
+            check_size(int(size[1]), held, path.name)
+        if run.returncode or not target.exists():
+            raise InputError(f'{path.name} is damaged, or no MATLAB file; copy or export it again.')
+        with np.load(target, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
+    tree = json.loads(str(arrays.pop('tree')))
+    return {k: v for k, node in tree.items() if (v := _hdf_tree(node, arrays)) is not None}
 
 # %% ../nbs/12_io.ipynb #17e6c8b3
 def read_mat(path, key=None, dynamics='refuse', points=None):
@@ -892,9 +931,15 @@ def read_mat(path, key=None, dynamics='refuse', points=None):
     return Loaded(fids, header, True, sure='deepmrs_sign' in variables, names=[names] if isinstance(names, str) else names, notes=notes)
 
 
+def _is_hdf(path: Path) -> bool:
+    "Does it begin as HDF5 does, at once or behind MATLAB's 512 bytes?"
+    with open(path, 'rb') as f: start = f.read(520)
+    return b'\x89HDF\r\n\x1a\n' in (start[:8], start[512:])
+
+
 def _mat_variables(path: Path) -> dict:
     "{name: value} of a MATLAB file of any version"
-    if h5py.is_hdf5(path): return _read_hdf(path)
+    if _is_hdf(path): return _read_hdf(path)
     check_size(path.stat().st_size, path.stat().st_size, path.name)
     data = path.read_bytes()
     if 0 in data[:4]: return _mat4_variables(path, data)

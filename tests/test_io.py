@@ -779,6 +779,19 @@ def test_damaged_mat_never_ends_the_interpreter(tmp_path):
     assert 100 < read < 1490
 
 
+def test_damaged_hdf_never_ends_the_interpreter(tmp_path):
+    with h5py.File(tmp_path/'x.mat', 'w') as f:
+        f['data'], f['out/a'] = np.ones((2, 40)), [1., 2.]
+        f.create_dataset('z', data=np.arange(1000.), chunks=(100,), compression='gzip')
+    whole, g = (tmp_path/'x.mat').read_bytes(), np.random.default_rng(3)
+    for _ in range(12):
+        bad = bytearray(whole)
+        for at in g.integers(8, 4200, 3): bad[at] ^= 1 << int(g.integers(8))
+        (tmp_path/'y.mat').write_bytes(bad)
+        try: assert len(read_spectra(tmp_path/'y.mat', **GIVEN)) == 1
+        except InputError as e: assert '\n' not in str(e)
+
+
 # ---- hostile sizes
 
 def hostile(tmp_path, kind):
