@@ -893,7 +893,7 @@ with h5py.File(source, 'r') as file:
 np.savez(target, *arrays, tree=json.dumps(tree))
 """
 
-
+# %% ../nbs/12_io.ipynb #d4e7b1c8
 def _hdf_tree(node, arrays):
     "A value as the child described it: an array, a text, a list (a cell), a dict (a struct) or None"
     if node is None: return None
