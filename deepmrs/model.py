@@ -245,8 +245,10 @@ PRESETS = {p.name: p for p in (
 def preset_for(
     acq=None,  # `Acquisition` of the data
 ):
-    "Name of the in vivo preset for the field of the data: brain-3t below 5 T, brain-7t to 8.9 T, rodent-9.4t above; brain-3t if it is not known"
-    tesla = 0. if acq is None or acq.nucleus != '1H' else acq.spectrometer_frequency/LARMOR['1H']
+    "Name of the in vivo preset for the field of the data: brain-3t below 5 T, brain-7t to 8.9 T, rodent-9.4t above; brain-3t if it is not known; none for another nucleus than 1H"
+    if acq is not None and acq.nucleus != '1H':
+        return 'none'
+    tesla = 0. if acq is None else acq.spectrometer_frequency/LARMOR['1H']
     return 'brain-3t' if tesla < 5 else 'brain-7t' if tesla < 8.9 else 'rodent-9.4t'
 
 
@@ -259,6 +261,8 @@ def get_preset(
     if preset is None: preset = preset_for(acq)
     if isinstance(preset, Preset): return preset
     if preset not in PRESETS: raise InputError(f'There is no preset {preset!r}; choose one of {", ".join(PRESETS)}.')
+    if acq is not None and acq.nucleus != '1H' and preset != 'none':
+        raise InputError(f'The preset {preset} is for 1H and the data are {acq.nucleus}; leave it out, or take preset none and choose what else the model has (baseline, macromolecules).')
     return PRESETS[preset]
 
 # %% ../nbs/24_model.ipynb #405d9dd5

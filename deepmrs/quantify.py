@@ -595,7 +595,7 @@ def save(result, out):
     text('concentrations.csv', table.to_csv(index=False))
     text('quality.csv', quality_table.to_csv(index=False))
     if result.spectra.acquisition.points > 1: files.append(_save_fit(result, out, write_spectra))
-    if len(result.spectra.shape) == 3: files += _save_maps(result, out, table, quality_table)
+    if result.spectra.is_image and len(result.spectra.shape) >= 3: files += _save_maps(result, out, table, quality_table)
     files.append(save_state(result, out/'result.safetensors'))
     text('run.json', json.dumps(result.settings | {'notes': result.notes, 'parameters': result.decoder.layout.labels}, indent=1, default=str))
     return files
@@ -613,13 +613,13 @@ def _save_fit(result, out, write_spectra):
 def _save_maps(result, out, frame, q):
     "One NIfTI map for each amount, its sd in percent, and quality; the affine of the data unchanged"
     import nibabel as nib
-    from deepmrs.io import replacing
+    from deepmrs.io import nifti_image, replacing
     shape, files = result.spectra.shape, []
     affine = np.eye(4) if result.spectra.affine is None else np.asarray(result.spectra.affine, dtype=np.float64)
     kind = nib.Nifti1Image if np.array_equal(affine, affine.astype(np.float32)) else nib.Nifti2Image  # NIfTI-1 stores an affine in single precision
     def put(name, values):
         (out/name).parent.mkdir(parents=True, exist_ok=True)
-        img = kind(np.asarray(values, dtype=np.float32).reshape(shape), affine)
+        img = nifti_image(kind, np.asarray(values, dtype=np.float32).reshape(shape), affine)
         img.header.set_xyzt_units('mm', 'sec')
         with replacing(out/name) as f: nib.save(img, f)
         files.append(out/name)

@@ -94,7 +94,6 @@ BAD = {  # name: (how the FIDs [1, N] change, header, word in the sentence)
     'narrow': (lambda x: x, dict(dwell_time=5e-3), 'cover'),
     'dwell_in_us': (lambda x: x, dict(dwell_time=250.), 'unit'),
     'field_in_hz': (lambda x: x, dict(spectrometer_frequency=123.2e6), 'unit'),
-    'echo_time_in_ms': (lambda x: x, dict(echo_time=30.), 'Echo time'),
     'real': (lambda x: x.real, {}, 'complex'),
 }
 
