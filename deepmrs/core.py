@@ -158,6 +158,8 @@ class Spectra:
         affine=None,  # [4, 4] voxel-to-world matrix or None; carried unchanged
         source='array',  # where the data came from, for messages
         notes=(),  # sentences on what a reader did
+        header=None,  # dict: what the file says of scanner, sequence and place, nothing personal
+        path=None,  # of the file, if it came from one
         **kwargs,  # further fields of `Acquisition`
     ):
         fids = as_complex(fids)
@@ -173,6 +175,7 @@ class Spectra:
         self.names = [str(i) for i in range(len(self.fids))] if names is None else [str(n) for n in names]
         if len(self.names) != len(self.fids): raise InputError(f'{len(self.names)} names were given for {len(self.fids)} spectra.')
         self.source, self.notes = str(source), list(notes)
+        self.header, self.path = dict(header or {}), None if path is None else str(path)
 
     def __len__(self): return len(self.fids)
 
@@ -180,12 +183,13 @@ class Spectra:
         "Some of the spectra (an index, a slice, a list or a mask), as `Spectra`"
         idx = torch.arange(len(self))[i].reshape(-1)
         return Spectra(self.fids[idx], acquisition=self.acquisition, names=[self.names[j] for j in idx.tolist()],
-                       source=self.source, notes=self.notes)
+                       source=self.source, notes=self.notes, header=self.header, path=self.path)
 
     def replace(self, fids, **changes):
         "The same spectra with other FIDs [B, N]; acquisition, names, grid and affine stay unless in `changes`"
         kw = dict(acquisition=self.acquisition.replace(points=fids.shape[-1]), names=self.names, shape=self.shape,
-                  affine=self.affine, source=self.source, notes=self.notes)
+                  affine=self.affine, source=self.source, notes=self.notes,
+                  header=self.header, path=self.path)
         return Spectra(fids, **(kw | changes))
 
     def spectrum(self): return fid_to_spectrum(self.fids)  # complex [B, N]
