@@ -237,11 +237,14 @@ def _files(folder):
     return [p.relative_to(folder) for p in sorted(folder.rglob('*')) if p.is_symlink() or not p.is_dir()]
 
 
-def _carry_over(folder, new):
+def _carry_over(folder, new, overwrite):
     "Link what is not ours from the old folder into the new one"
     ours = own_files(folder)
     for f in _files(folder):
-        if f.as_posix() in ours or (new/f).exists(): continue
+        if f.as_posix() in ours or f.name == UNFINISHED: continue
+        if os.path.lexists(new/f):
+            if overwrite: continue
+            raise InputError(f'{folder/f} would be overwritten by the results; move it, choose another folder, or say so (--overwrite, overwrite=True).')
         (new/f).parent.mkdir(parents=True, exist_ok=True)
         if (folder/f).is_symlink(): os.symlink(os.readlink(folder/f), new/f)
         else:
@@ -316,6 +319,9 @@ def refuse_existing(
         if parts: raise InputError(f'{folder} holds the results of several inputs ({", ".join(parts[:3])}{", …" if parts[3:] else ""}); choose another folder for those of one.')
     if read_record(folder) and not overwrite:
         raise InputError(f'{folder} holds results already; replace them (--overwrite, overwrite=True) or choose another folder.')
+    taken = [f for f in FIXED[:-1] if os.path.lexists(folder/f)]
+    if taken and not overwrite:
+        raise InputError(f'{folder/taken[0]} would be overwritten by the results; choose another folder, or say so (--overwrite, overwrite=True).')
 
 
 @contextmanager
@@ -334,7 +340,7 @@ def replacing_folder(
         with one_writer(folder, place):
             _mend(folder, place)
             refuse_existing(folder, overwrite)
-            yield from _fill(folder, place, fixed)
+            yield from _fill(folder, place, fixed, overwrite)
     except OSError as e:
         raise InputError(f'The output folder {folder} cannot be written ({e.strerror or e}); choose another place.') from None
     finally:
@@ -342,13 +348,13 @@ def replacing_folder(
             if p.is_dir() and not any(p.iterdir()): p.rmdir()
 
 
-def _fill(folder, place, fixed):
+def _fill(folder, place, fixed, overwrite):
     "Yield a temporary folder, then put it in its place"
     new = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.partial_', dir=place))
     try:
         (new/UNFINISHED).touch()
         yield new
-        if not fixed and folder.exists(): _carry_over(folder, new)
+        if not fixed and folder.exists(): _carry_over(folder, new, overwrite)
         os.chmod(new, folder.stat().st_mode & 0o777 if folder.exists() else 0o777 & ~_umask())
         for f in _files(new): _sync(new/f)
         if fixed: _move_in(new, folder)
