@@ -53,7 +53,6 @@ def complain(text): typer.echo(f'deepmrs: {text}', err=True)
 
 def main():
     "Entry point of the command `deepmrs`"
-    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL: signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that files half-written are taken away
     try: app(standalone_mode=True)
     except InputError as e:
@@ -313,7 +312,7 @@ def quantify(
         ref = water_path(path, water, references, len(files) > 1)
         if ref and water is None: say(f'{path}: {ref} was taken as its water reference (--water none leaves it out).')
         own = told | dict(data=[path], water=str(ref) if ref else 'none', label=name)
-        return attempt(path, place, reading, found, choices | dict(water=one_for_all if one_for_all is not None else read_water(ref)), name, overwrite, cli_record(own, ref))
+        return attempt(path, place, reading, found, choices | dict(water=one_for_all if one_for_all is not None else read_water(ref)), name, overwrite, cli_record(own, place, ref))
     finish(files, [lambda job=job: one(*job) for job in zip(files, places, names_of)], references, water)
 
 
@@ -373,7 +372,7 @@ def listed(text):
     return text and [n.strip() for n in text.split(',') if n.strip()]
 
 # %% ../nbs/71_cli.ipynb #b6e07d93
-def cli_record(told, water=None):
+def cli_record(told, place, water=None):
     "What run.json says of the command: its options with whole paths, the same as a line for the shell, and where the files lie"
     from deepmrs.quantify import input_origin
     whole = lambda v: str(Path(v).resolve())
@@ -383,7 +382,7 @@ def cli_record(told, water=None):
     if told['model'] not in (None, 'default'): told['model'] = whole(told['model'])
     files = dict(spectra=told['data'][0], basis=told['basis'], water=whole(water) if water else None, model=told['model'], measured=told['measured'])
     options = {k: v for k, v in told.items() if v is not None}
-    return {'command': command_line(options), 'options': options, 'inputs': {k: input_origin(v) for k, v in files.items() if v is not None}}
+    return {'command': command_line(options | {'out': whole(place)}), 'options': options, 'inputs': {k: input_origin(v) for k, v in files.items() if v is not None}}
 
 
 def command_line(options):
