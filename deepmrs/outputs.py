@@ -323,7 +323,7 @@ def refuse_existing(
     if taken and not overwrite:
         raise InputError(f'{folder/taken[0]} would be overwritten by the results; choose another folder, or say so (--overwrite, overwrite=True).')
 
-
+# %% ../nbs/14_outputs.ipynb #5b20e6f8
 @contextmanager
 def replacing_folder(
     folder,  # for results; made if need be

@@ -629,7 +629,7 @@ def write_files(
         files += written
     files.append(save_state(result, folder/'result.safetensors'))
     files = [f.relative_to(folder) for f in files] + [Path(RECORD)]
-    text(RECORD, _record(result, files, maps, Path(final or folder).resolve()))
+    (folder/RECORD).write_text(_record(result, files, maps, Path(final or folder).resolve()), encoding='utf-8')
     return files
 
 
