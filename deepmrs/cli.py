@@ -470,10 +470,13 @@ def difference(before, after):
 
 # %% ../nbs/71_cli.ipynb #a045fd6c
 @app.command()
-def demo(out: Out = Path('deepmrs-demo')):
+def demo(
+    out: Out = Path('deepmrs-demo'),
+    overwrite: Annotated[bool, typer.Option('--overwrite', help='Replace earlier results in the output folder.')] = False,
+):
     "The built-in example, start to finish: brain spectra with known amounts, quantified by the shipped network."
     from deepmrs.demo import demo as run_demo
-    say(run_demo(out))
+    say(run_demo(out, overwrite))
 
 # %% ../nbs/71_cli.ipynb #2da4e6a7
 @app.command()

@@ -304,7 +304,8 @@ def _move_in(new, folder):
 def _drop(folder, files):
     "Remove some files of a folder, and the folders that they leave empty"
     for f in files: (folder/f).unlink(missing_ok=True)
-    for p in sorted({(folder/f).parent for f in files} - {folder}, reverse=True):
+    inside = {folder/p for f in files for p in Path(f).parents} - {folder}
+    for p in sorted(inside, reverse=True):
         if p.is_dir() and not any(p.iterdir()): p.rmdir()
 
 # %% ../nbs/14_outputs.ipynb #4330483b

@@ -32,6 +32,7 @@ from .evaluation import COLOURS, answer, combination_weights, combine, error_aga
 from .fitting import Fit, covariance, crlb, fit
 from .macromolecules import macromolecule_model, macromolecules
 from .model import get_preset, make_decoder
+from .outputs import plain_cell, table_text
 from .plot import plot_fit
 from .preprocess import Augmented, normalise, prepare_cohort
 from .trust import misfit
@@ -284,7 +285,9 @@ def read_answers(
     try: frame = pd.read_csv(path, sep=None, engine='python', comment='#')
     except Exception as e: raise InputError(f'{path.name} is not a table with a header: {e}.') from None
     frame.columns = [str(c).strip() for c in frame.columns]
-    if {'spectrum', 'metabolite', 'amplitude'} <= set(frame.columns): frame = frame.pivot_table('amplitude', 'spectrum', 'metabolite', sort=False, dropna=False)
+    if {'spectrum', 'metabolite', 'amplitude'} <= set(frame.columns):
+        names_of = {k: frame[k].map(plain_cell) for k in ('spectrum', 'metabolite')}
+        frame = frame.assign(**names_of).pivot_table('amplitude', 'spectrum', 'metabolite', sort=False, dropna=False)
     columns = {canonical_name(c): frame[c] for c in frame.columns}
     if not set(columns) & set(known): raise InputError(f'{path.name} has no column named after a metabolite; it has {", ".join(map(str, frame.columns[:8]))}.')
     if len(frame) != spectra: raise InputError(f'{path.name} has {len(frame)} rows for {spectra} spectra; it needs one row a spectrum, in their order.')

@@ -150,16 +150,17 @@ PROGRAM = '''
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
 from pathlib import Path
-import deepmrs.quantify as q
-write = q.write_files
+import deepmrs.quantify
+q = sys.modules['deepmrs.quantify']
+write, mark = q.write_files, Path(sys.argv.pop())
 def slow(result, folder, final=None):
     files = write(result, folder, final)
-    Path(sys.argv[-1]).touch()
+    mark.touch()
     time.sleep(60)
     return files
 q.write_files = slow
 from deepmrs.cli import main
-sys.argv = ['deepmrs', *sys.argv[1:-1]]
+sys.argv[0] = 'deepmrs'
 main()
 '''
 
