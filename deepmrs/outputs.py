@@ -85,10 +85,11 @@ def _texts(frame):
 
 def table_text(
     frame,  # a `pandas.DataFrame`
+    **options,  # of `pandas.DataFrame.to_csv`
 ) -> str:
     "A table as CSV; neither names nor headings are formulas"
     safe = frame.assign(**{c: frame[c].map(safe_cell) for c in _texts(frame)})
-    return safe.rename(columns=safe_cell).to_csv(index=False)
+    return safe.rename(columns=safe_cell).to_csv(index=False, **options)
 
 
 def read_table(

@@ -667,7 +667,7 @@ def test_measured(config, model, parts, out, say=print):
     table, looks = measured_tables(results, held, model)
     agree = agreement(table)
     roles = ['held out' if n in set(held.spectra.names) and len(held) < len(parts.cohort) else 'learnt from' if g else 'left out' for n, g in zip(parts.cohort.spectra.names, parts.cohort.good.tolist())]
-    for name, frame in {'cohort': parts.cohort.table.assign(role=roles), 'concentrations': table, 'quality': looks, 'agreement': agree}.items(): frame.to_csv(out/f'{name}.csv', index=False, float_format='%.6g')
+    for name, frame in {'cohort': parts.cohort.table.assign(role=roles), 'concentrations': table, 'quality': looks, 'agreement': agree}.items(): (out/f'{name}.csv').write_text(table_text(frame, float_format='%.6g'), encoding='utf-8')
     if config.test is None or config.test.figures: _measured_figures(results, parts.cohort, table, out)
     good = looks[looks.status == 'ok'].groupby('method', sort=False)
     say(f'{len(held)} {"held-out " if len(held) < len(parts.cohort) else ""}spectra quantified by {", ".join(results)}; residual over noise (median of the good ones): ' + ', '.join(f'{m} {v:.2f}' for m, v in good.residual_over_noise.median().items()))
