@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['STATUS', 'MAIN', 'UNKNOWN', 'LIMIT', 'UNIT_SENTENCE', 'pm', 'between', 'number', 'shared_power', 'power_label',
            'picture', 'fit_picture', 'correlation_picture', 'legend', 'ordered', 'cells', 'amount_head',
-           'amounts_table', 'facts', 'headed', 'grade', 'quality_facts', 'quality_table', 'told', 'coils', 'volume',
-           'averages', 'suppression', 'further', 'checklist', 'flat', 'choices', 'worth_seeing', 'together',
-           'each_table', 'map_pictures', 'true_rows', 'truth_part', 'truth_pictures', 'cards', 'amounts_part',
-           'contents', 'report']
+           'amounts_table', 'facts', 'headed', 'grade', 'quality_facts', 'quality_table', 'told', 'coils',
+           'place_and_size', 'averages', 'suppression', 'further', 'checklist', 'flat', 'choices', 'worth_seeing',
+           'together', 'each_table', 'map_pictures', 'true_rows', 'truth_part', 'truth_pictures', 'cards',
+           'amounts_part', 'contents', 'report']
 
 # %% ../nbs/62_report.ipynb #684222a8
 import base64
@@ -220,7 +220,7 @@ def coils(header):
     return '; '.join(parts) or UNKNOWN
 
 # %% ../nbs/62_report.ipynb #2e71c0d4
-def volume(affine, shape):
+def place_and_size(affine, shape):
     "(position, size) of the measured volume, from the affine of the file"
     affine = None if affine is None else np.asarray(affine, dtype=float)
     sizes = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
@@ -258,7 +258,7 @@ def checklist(result, q):
     "Pairs of item and answer after Lin et al. 2021: hardware, acquisition, analysis, quality"
     a, s, p = result.spectra.acquisition, result.settings, result.settings['preset']
     ms = lambda v: UNKNOWN if v is None else f'{v*1e3:g} ms'
-    h, (place, size) = result.spectra.header, volume(result.spectra.affine, result.spectra.shape)
+    h, (place, size) = result.spectra.header, place_and_size(result.spectra.affine, result.spectra.shape)
     grid = '' if len(result.spectra) == 1 else f'; {len(result)} spectra' + (f', matrix {" × ".join(map(str, result.spectra.shape))}' if len(result.spectra.shape) == 3 else '')
     span = lambda k, f, u: '—' if not q[k].notna().any() else f'{q[k].median():{f}}{u}' + ('' if len(q) == 1 else f' (median; {q[k].min():{f}} to {q[k].max():{f}})')
     left = sum(r == 'empty' for r in result.reasons)
