@@ -315,7 +315,9 @@ def _once(where, pairs):
     return dict(pairs)
 
 # %% ../nbs/32_config.ipynb #6a91c8e3
-def _finite(v): return _number(v) and math.isfinite(v)
+def _finite(v):
+    "A number that is neither infinite nor too large for one"
+    return _number(v) and abs(v) < 1e300
 
 
 def _list_of(check): return lambda v: isinstance(v, list) and all(map(check, v))

@@ -20,6 +20,11 @@ import torch
 class InputError(ValueError):
     "Input that deepmrs refuses; the message is one sentence for the user: what is wrong, where, what to do."
 
+    def __init__(self, message=''):
+        # pieces of a damaged file may be in it: no line ends, no control characters, and not a page long
+        text = ''.join(c if c.isprintable() else ' ' for c in str(message))
+        super().__init__(text if len(text) <= 900 else text[:897] + '…')
+
 # %% ../nbs/00_core.ipynb #cc7d8ed7
 LARMOR = {'1H': 42.577, '31P': 17.235, '13C': 10.708, '2H': 6.536, '19F': 40.052}  # MHz/T
 
@@ -27,7 +32,7 @@ LARMOR = {'1H': 42.577, '31P': 17.235, '13C': 10.708, '2H': 6.536, '19F': 40.052
 def _checked(name, value, low, high, unit):
     "`value` as a float inside (`low`, `high`), or one sentence"
     try: value = float(value)
-    except (TypeError, ValueError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
+    except (TypeError, ValueError, OverflowError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
     if not low < value < high:
         raise InputError(f'{name} is {value:g} {unit}, outside the possible range {low if abs(low) > 1e-8 else 0:g} to {high:g} {unit}; check its unit.')
     return value

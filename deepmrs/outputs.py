@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['RESERVED', 'LONGEST_NAME', 'FORMULA', 'RECORD', 'FIXED', 'MAPS', 'OUTPUT', 'UNFINISHED', 'PACKAGES', 'safe_name',
-           'safe_names', 'safe_cell', 'plain_cell', 'table_text', 'read_table', 'read_record', 'own_files',
-           'mrs_header', 'is_output', 'one_writer', 'glob_text', 'refuse_existing', 'replacing_folder', 'checksum',
-           'origin', 'versions', 'found_again']
+           'safe_names', 'safe_cell', 'plain_cell', 'table_text', 'read_table', 'in_a_sentence', 'read_record',
+           'own_files', 'mrs_header', 'is_output', 'one_writer', 'glob_text', 'refuse_existing', 'replacing_folder',
+           'checksum', 'origin', 'versions', 'found_again']
 
 # %% ../nbs/14_outputs.ipynb #dd35a54c
 import ctypes
 import errno
+import functools
 import gzip
 import hashlib
 import json
@@ -100,6 +101,18 @@ def read_table(
     import pandas as pd
     frame = pd.read_csv(path, **options).rename(columns=plain_cell)
     return frame.assign(**{c: frame[c].map(plain_cell) for c in _texts(frame)})
+
+# %% ../nbs/14_outputs.ipynb #3bf4c216
+def in_a_sentence(read):
+    "`read(path, …)`, with an `InputError` that names the file for whatever a damaged one leads to"
+    @functools.wraps(read)
+    def wrapped(path, *args, **kw):
+        try: return read(path, *args, **kw)
+        except InputError: raise
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError, OSError) as e:
+            why = (str(e).strip().splitlines() or [type(e).__name__])[0].rstrip('.')[:120]
+            raise InputError(f'{path} cannot be read as a table of amounts ({why}); it is cut short, damaged or of another kind.') from e
+    return wrapped
 
 # %% ../nbs/14_outputs.ipynb #f9ad461e
 RECORD = 'run.json'

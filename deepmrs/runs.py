@@ -32,7 +32,7 @@ from .evaluation import COLOURS, answer, combination_weights, combine, error_aga
 from .fitting import Fit, covariance, crlb, fit
 from .macromolecules import macromolecule_model, macromolecules
 from .model import get_preset, make_decoder
-from .outputs import plain_cell, table_text
+from .outputs import in_a_sentence, plain_cell, table_text
 from .plot import plot_fit
 from .preprocess import Augmented, normalise, prepare_cohort
 from .trust import misfit
@@ -271,6 +271,7 @@ def write_test_set(
     return [*files, out/'truth.csv']
 
 
+@in_a_sentence
 def read_answers(
     path,  # of a table: .csv or text with a header, .mat, or concentrations.csv of deepmrs
     names,  # K amounts

@@ -41,7 +41,6 @@ from .basis import Basis, match_basis, upright
 from .core import Acquisition, InputError
 from .decoder import Decoder, Signals
 from .encoders import ENCODERS, ParameterHead, make_encoder
-from .io import replacing
 from .losses import Look, count_outputs, edge_noise, make_loss, read_extras
 from .macromolecules import macromolecule_model
 from .model import Preset, RatioPrior, SoftPrior, get_preset, make_decoder
@@ -477,6 +476,7 @@ class _KeepOnInterrupt(pl.Callback):
 class _WholeCheckpoints(TorchCheckpointIO):
     "Checkpoints that appear whole or not at all"
     def save_checkpoint(self, checkpoint, path, storage_options=None):
+        from deepmrs.io import replacing
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
         with replacing(path) as partial: partial.write_bytes(buffer.getbuffer())
@@ -741,6 +741,7 @@ def save_model(
     path,  # a folder, or a file name ending in .safetensors
 ):
     "Write numbers and card, each whole or not at all; returns their paths. Raises `InputError` where that is not possible"
+    from deepmrs.io import replacing
     numbers, card = _files(path)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()} | {'decoder.fids': torch.view_as_real(model.decoder.fids.cpu()).contiguous()}
     content = save(tensors)
@@ -759,7 +760,7 @@ def _read_card(numbers, card):
     for f in (numbers, card):
         if not f.is_file(): raise InputError(f'There is no model file {f}; give the folder of a trained model, or train one.')
     try: about = json.loads(card.read_text(encoding='utf-8'))
-    except ValueError as e: raise InputError(f'{card} is not a model card: {e}.') from None
+    except (ValueError, RecursionError) as e: raise InputError(f'{card} is not a model card: {e}.') from None
     if not isinstance(about, dict) or not isinstance(about.get('format'), int): raise InputError(f'{card} is not a model card: it names no format.')
     if about['format'] > FORMAT: raise InputError(f'The model {numbers.stem} was saved by deepmrs {about.get("deepmrs")} in format {about["format"]}; this deepmrs reads up to {FORMAT}, so update it.')
     if hashlib.sha256(numbers.read_bytes()).hexdigest() != about.get('checksum'): raise InputError(f'{numbers} is not the file that its card {card.name} describes: the checksum differs; copy both anew.')
