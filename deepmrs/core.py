@@ -21,6 +21,11 @@ import torch
 class InputError(ValueError):
     "Input that deepmrs refuses; the message is one sentence for the user: what is wrong, where, what to do."
 
+    def __init__(self, message=''):
+        # pieces of a damaged file may be in it: no line ends, no control characters, and not a page long
+        text = ''.join(c if c.isprintable() else ' ' for c in str(message))
+        super().__init__(text if len(text) <= 900 else text[:897] + '…')
+
 # %% ../nbs/00_core.ipynb #cc7d8ed7
 LARMOR = {'1H': 42.577, '31P': 17.235, '13C': 10.708, '2H': 6.536, '19F': 40.052, '23Na': 11.262}  # MHz/T
 CENTRE_PPM = {'1H': 4.65, '2H': 4.8}  # chemical shift (ppm) at 0 Hz where nobody says it; 0 for others
@@ -45,7 +50,7 @@ def canonical_nucleus(nucleus: str) -> str:
 def _checked(name, value, low, high, unit):
     "`value` as a float inside (`low`, `high`), or one sentence"
     try: value = float(value)
-    except (TypeError, ValueError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
+    except (TypeError, ValueError, OverflowError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
     if not low < value < high:
         raise InputError(f'{name} is {value:g} {unit}, outside the possible range {low if abs(low) > 1e-8 else 0:g} to {high:g} {unit}; check its unit.')
     return value
@@ -195,6 +200,8 @@ class Spectra:
         affine=None,  # [4, 4] voxel-to-world matrix or None; carried unchanged
         source='array',  # where the data came from, for messages
         notes=(),  # sentences on what a reader did
+        header=None,  # dict: what the file says of scanner, sequence and place, nothing personal
+        path=None,  # of the file, if it came from one
         **kwargs,  # further fields of `Acquisition`
     ):
         fids = as_complex(fids)
@@ -210,6 +217,7 @@ class Spectra:
         self.names = [str(i) for i in range(len(self.fids))] if names is None else [str(n) for n in names]
         if len(self.names) != len(self.fids): raise InputError(f'{len(self.names)} names were given for {len(self.fids)} spectra.')
         self.source, self.notes = str(source), list(notes)
+        self.header, self.path = dict(header or {}), None if path is None else str(path)
 
     def __len__(self): return len(self.fids)
 
@@ -222,12 +230,12 @@ class Spectra:
         "Some of the spectra (an index, a slice, a list or a mask), as `Spectra`"
         idx = torch.arange(len(self))[i].reshape(-1)
         return Spectra(self.fids[idx], acquisition=self.acquisition, names=[self.names[j] for j in idx.tolist()],
-                       source=self.source, notes=self.notes)
+                       source=self.source, notes=self.notes, header=self.header, path=self.path)
 
     def replace(self, fids, **changes):
         "The same spectra with other FIDs [B, N]; acquisition, names, grid and affine stay unless in `changes`"
         kw = dict(acquisition=self.acquisition.replace(points=fids.shape[-1]), names=self.names, shape=self.shape, dimensions=self.dimensions,
-                  affine=self.affine, source=self.source, notes=self.notes)
+                  affine=self.affine, source=self.source, notes=self.notes, header=self.header, path=self.path)
         return Spectra(fids, **(kw | changes))
 
     def spectrum(self): return fid_to_spectrum(self.fids)  # complex [B, N]

@@ -15,6 +15,7 @@ import torch
 from .basis import TYPICAL
 from .core import InputError, canonical_name
 from .model import make_decoder
+from .outputs import refuse_existing
 from .quantify import quantify, writable_folder
 from .report import report
 from .simulate import Normal, Simulator, brain_priors
@@ -67,13 +68,16 @@ def compare(
 
 def demo(
     out='deepmrs-demo',  # folder for the results
+    overwrite=False,  # may earlier results in it be replaced?
 ):
     "Run the built-in example, write its results to `out`, and return what to print: the table, and where everything is"
-    out = writable_folder(out)
+    writable_folder(out, leave=False)
+    refuse_existing(out, overwrite)
+    out = Path(out)
     model = load_model('default')
     spectra, truth = demo_spectra(model.decoder)
     result = quantify(spectra, model=model)
-    result.save(out)
+    result.save(out, overwrite)
     table = compare(result, truth)
     table.to_csv(out/'truth.csv', index=False)
     page = report(result, out, truth=truth, title='deepmrs: the built-in example')

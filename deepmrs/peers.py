@@ -25,6 +25,7 @@ from .basis import match_basis
 from .core import TOTALS, InputError, canonical_name
 from .io import write_basis, write_spectra
 from .model import has_macromolecules
+from .outputs import in_a_sentence
 from .quantify import Result, writable_folder
 
 # %% ../nbs/65_peers.ipynb #9a12bdb3
@@ -192,6 +193,7 @@ def _fill_ratios(frame):
     return frame
 
 # %% ../nbs/65_peers.ipynb #2bab4f6e
+@in_a_sentence
 def read_lcmodel(
     folder,  # of `write_for_lcmodel`, any folder with LCModel's results, or one result file
 ):
@@ -284,6 +286,7 @@ def _fsl_table(folder):
     return [{'metabolite': n, 'amplitude': v, 'sd': s, 'crlb_percent': 100*s/v if v > 0 else np.inf, 'ratio_tCr': np.nan, 'status': 'ok'} for n, v, s in rows if n.lower() != 'nan']
 
 
+@in_a_sentence
 def read_fsl_mrs(
     folder,  # of `write_for_fsl_mrs`, a folder of result folders, or one result folder
 ):

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['STATUS', 'MAIN', 'UNKNOWN', 'LIMIT', 'UNIT_SENTENCE', 'pm', 'between', 'number', 'shared_power', 'power_label',
            'picture', 'fit_picture', 'correlation_picture', 'legend', 'ordered', 'cells', 'amount_head',
-           'amounts_table', 'facts', 'headed', 'grade', 'quality_facts', 'quality_table', 'checklist', 'flat',
-           'choices', 'worth_seeing', 'together', 'each_table', 'map_pictures', 'true_rows', 'truth_part',
-           'truth_pictures', 'cards', 'amounts_part', 'contents', 'report']
+           'amounts_table', 'facts', 'headed', 'grade', 'quality_facts', 'quality_table', 'told', 'coils',
+           'place_and_size', 'averages', 'suppression', 'further', 'checklist', 'flat', 'choices', 'worth_seeing',
+           'together', 'each_table', 'map_pictures', 'true_rows', 'truth_part', 'truth_pictures', 'cards',
+           'amounts_part', 'contents', 'report']
 
 # %% ../nbs/62_report.ipynb #684222a8
 import base64
@@ -199,22 +200,74 @@ def quality_table(q, limit):
 UNKNOWN = 'not in the data'
 
 
+def told(header, *fields):
+    "What a header says in some fields, joined; a sentence if it says nothing"
+    words = []
+    for name in fields:
+        value = header.get(name)
+        if value in (None, '', []): continue
+        words.append(', '.join(map(str, value)) if isinstance(value, (list, tuple)) else str(value))
+    return ', '.join(dict.fromkeys(words)) or UNKNOWN
+
+
+def coils(header):
+    "Transmit and receive coils, and how many elements"
+    send, receive = told(header, 'TxCoil'), told(header, 'RxCoil', 'ReceiveCoilName')
+    count = header.get('NumberReceiveCoilActiveElements')
+    parts = [f'transmit {send}'] if send != UNKNOWN else []
+    if receive != UNKNOWN: parts.append(f'receive {receive}')
+    if isinstance(count, (int, float)): parts.append(f'{count:g} receive elements')
+    return '; '.join(parts) or UNKNOWN
+
+# %% ../nbs/62_report.ipynb #2e71c0d4
+def place_and_size(affine, shape):
+    "(position, size) of the measured volume, from the affine of the file"
+    affine = None if affine is None else np.asarray(affine, dtype=float)
+    sizes = None if affine is None else np.linalg.norm(affine[:3, :3], axis=0)
+    # a unit matrix and one of ten metres are what writers put where nothing is known
+    if affine is None or not np.isfinite(affine).all() or np.array_equal(affine, np.eye(4)) or sizes.max() >= 5000 or sizes.min() == 0: return UNKNOWN, UNKNOWN
+    grid = np.array([*shape, 1, 1, 1][:3] if len(shape) >= 3 else [1, 1, 1])
+    centre = affine[:3, :3] @ ((grid - 1)/2) + affine[:3, 3]
+    sides = [f'{abs(v):.1f} mm {word[int(v < 0)]}' for v, word in zip(centre, (('right', 'left'), ('anterior', 'posterior'), ('superior', 'inferior')))]
+    tilt = np.degrees(np.arccos(np.clip(np.abs(affine[:3, :3]/sizes).max(0), 0, 1))).max()
+    turned = 'along the axes of the scanner' if tilt < .5 else f'turned by up to {tilt:.0f}° against the axes of the scanner'
+    return f'centre {", ".join(sides)} of the isocentre; {turned}', ' × '.join(f'{v:.3g}' for v in sizes) + ' mm' + (' a voxel' if grid.max() > 1 else '') + ' (from the affine of the file)'
+
+
+def averages(header):
+    "How many transients went into a spectrum"
+    count = header.get('NumberOfTransients')
+    return f'{count:g}' if isinstance(count, (int, float)) else UNKNOWN
+
+
+def suppression(header):
+    "Water suppression and triggering"
+    kind, on, trigger = header.get('WaterSuppressionType'), header.get('WaterSuppressed'), header.get('SequenceTriggered')
+    parts = [f'water suppression: {kind or ("yes" if on else "none")}'] if kind or isinstance(on, bool) else []
+    if isinstance(trigger, bool): parts.append('triggered' if trigger else 'not triggered')
+    return '; '.join([*parts, f'the rest {UNKNOWN}']) if parts else UNKNOWN
+
+
+def further(header):
+    "Further parameters of the sequence that the header holds"
+    names = {'ProtocolName': 'protocol {}', 'InversionTime': 'inversion time {} s', 'ExcitationFlipAngle': 'flip angle {}°', 'PatientPosition': 'position {}', 'EditCondition': 'edit conditions {}'}
+    return ''.join('; ' + text.format(told(header, k)) for k, text in names.items() if told(header, k) != UNKNOWN)
+
+# %% ../nbs/62_report.ipynb #77a1f3b2
 def checklist(result, q):
     "Pairs of item and answer after Lin et al. 2021: hardware, acquisition, analysis, quality"
     a, s, p = result.spectra.acquisition, result.settings, result.settings['preset']
     ms = lambda v: UNKNOWN if v is None else f'{v*1e3:g} ms'
-    size = UNKNOWN
-    if result.spectra.affine is not None:
-        size = ' × '.join(f'{v:.3g}' for v in np.linalg.norm(np.asarray(result.spectra.affine)[:3, :3], axis=0)) + ' mm (from the affine of the file)'
+    h, (place, size) = result.spectra.header, place_and_size(result.spectra.affine, result.spectra.shape)
     grid = '' if len(result.spectra) == 1 else f'; {len(result)} spectra' + (f', matrix {" × ".join(map(str, result.spectra.shape))}' if len(result.spectra.shape) == 3 else '')
     span = lambda k, f, u: '—' if not q[k].notna().any() else f'{q[k].median():{f}}{u}' + ('' if len(q) == 1 else f' (median; {q[k].min():{f}} to {q[k].max():{f}})')
     left = sum(r == 'empty' for r in result.reasons)
     return [('1 Hardware', ''), ('field strength', UNKNOWN if a.field is None else f'{a.field:.2f} T, from {a.nucleus} at {a.spectrometer_frequency:g} MHz'),
-            ('manufacturer, model, software', UNKNOWN), ('coils, additional hardware', UNKNOWN),
-            ('2 Acquisition', ''), ('pulse sequence', a.sequence or UNKNOWN), ('location of the volume', UNKNOWN), ('nominal size of the volume', size),
+            ('manufacturer, model, software', told(h, 'Manufacturer', 'ManufacturersModelName', 'SoftwareVersions')), ('coils, additional hardware', coils(h)),
+            ('2 Acquisition', ''), ('pulse sequence', a.sequence or told(h, 'SequenceName')), ('location of the volume', place), ('nominal size of the volume', size),
             ('repetition, echo, mixing time', f'TR {ms(a.repetition_time)}, TE {ms(a.echo_time)}' + ('' if a.mixing_time is None else f', TM {ms(a.mixing_time)}')),
-            ('averages per spectrum', UNKNOWN), ('further parameters', f'spectral width {a.spectral_width:g} Hz, {a.points} points used, {a.centre_ppm:g} ppm at 0 Hz{grid}'),
-            ('water suppression, shimming, motion or trigger', UNKNOWN),
+            ('averages per spectrum', averages(h)), ('further parameters', f'spectral width {a.spectral_width:g} Hz, {a.points} points used, {a.centre_ppm:g} ppm at 0 Hz{grid}{further(h)}'),
+            ('water suppression, shimming, motion or trigger', suppression(h)),
             ('3 Analysis', ''), ('software', f'deepmrs {s["deepmrs"]}, method {result.method}'), ('processing', ' '.join(result.notes) or 'none'),
             ('output', 'amounts in units of the basis set' + (' and ratios to tCr' if 'tCr' in result.amounts()[0] else '')),
             ('reference and assumptions', f'no water scaling, no correction for relaxation or tissue; basis set {s["basis"]} with {", ".join(s["basis_names"])}; macromolecules {p["macromolecules"]}, baseline {p["baseline"]}'),

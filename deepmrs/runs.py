@@ -32,6 +32,7 @@ from .evaluation import COLOURS, answer, combination_weights, combine, error_aga
 from .fitting import Fit, covariance, crlb, fit
 from .macromolecules import macromolecule_model, macromolecules
 from .model import get_preset, make_decoder
+from .outputs import in_a_sentence, plain_cell, table_text
 from .plot import plot_fit
 from .preprocess import Augmented, normalise, prepare_cohort
 from .trust import misfit
@@ -270,6 +271,7 @@ def write_test_set(
     return [*files, out/'truth.csv']
 
 
+@in_a_sentence
 def read_answers(
     path,  # of a table: .csv or text with a header, .mat, or concentrations.csv of deepmrs
     names,  # K amounts
@@ -284,7 +286,9 @@ def read_answers(
     try: frame = pd.read_csv(path, sep=None, engine='python', comment='#')
     except Exception as e: raise InputError(f'{path.name} is not a table with a header: {e}.') from None
     frame.columns = [str(c).strip() for c in frame.columns]
-    if {'spectrum', 'metabolite', 'amplitude'} <= set(frame.columns): frame = frame.pivot_table('amplitude', 'spectrum', 'metabolite', sort=False, dropna=False)
+    if {'spectrum', 'metabolite', 'amplitude'} <= set(frame.columns):
+        names_of = {k: frame[k].map(plain_cell) for k in ('spectrum', 'metabolite')}
+        frame = frame.assign(**names_of).pivot_table('amplitude', 'spectrum', 'metabolite', sort=False, dropna=False)
     columns = {canonical_name(c): frame[c] for c in frame.columns}
     if not set(columns) & set(known): raise InputError(f'{path.name} has no column named after a metabolite; it has {", ".join(map(str, frame.columns[:8]))}.')
     if len(frame) != spectra: raise InputError(f'{path.name} has {len(frame)} rows for {spectra} spectra; it needs one row a spectrum, in their order.')
@@ -664,7 +668,7 @@ def test_measured(config, model, parts, out, say=print):
     table, looks = measured_tables(results, held, model)
     agree = agreement(table)
     roles = ['held out' if n in set(held.spectra.names) and len(held) < len(parts.cohort) else 'learnt from' if g else 'left out' for n, g in zip(parts.cohort.spectra.names, parts.cohort.good.tolist())]
-    for name, frame in {'cohort': parts.cohort.table.assign(role=roles), 'concentrations': table, 'quality': looks, 'agreement': agree}.items(): frame.to_csv(out/f'{name}.csv', index=False, float_format='%.6g')
+    for name, frame in {'cohort': parts.cohort.table.assign(role=roles), 'concentrations': table, 'quality': looks, 'agreement': agree}.items(): (out/f'{name}.csv').write_text(table_text(frame, float_format='%.6g'), encoding='utf-8')
     if config.test is None or config.test.figures: _measured_figures(results, parts.cohort, table, out)
     good = looks[looks.status == 'ok'].groupby('method', sort=False)
     say(f'{len(held)} {"held-out " if len(held) < len(parts.cohort) else ""}spectra quantified by {", ".join(results)}; residual over noise (median of the good ones): ' + ', '.join(f'{m} {v:.2f}' for m, v in good.residual_over_noise.median().items()))

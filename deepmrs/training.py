@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['SCHEDULES', 'FORMAT', 'Reader', 'Trained', 'match_measured', 'Model', 'Ensemble', 'Simulated', 'power', 'Measured',
-           'Settings', 'mixed_seed', 'Clock', 'LitModel', 'error_over_sd', 'correlation', 'run_training', 'read_log',
-           'get_priors', 'shortened', 'noise_range', 'build_model', 'take_over', 'train', 'save_model', 'load_model']
+           'Settings', 'mixed_seed', 'Clock', 'LitModel', 'error_over_sd', 'correlation', 'check_checkpoint',
+           'run_training', 'read_log', 'get_priors', 'shortened', 'noise_range', 'build_model', 'take_over', 'train',
+           'save_model', 'load_model']
 
 # %% ../nbs/40_training.ipynb #d1db2986
 import copy
@@ -13,11 +14,13 @@ import dataclasses
 import hashlib
 import importlib.resources
 import importlib.util
+import io
 import json
 import logging
 import math
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -27,9 +30,10 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint, TQDMProgressBar
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.utilities import rank_zero_only
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import nn
 
 from . import __version__
@@ -468,6 +472,29 @@ class _KeepOnInterrupt(pl.Callback):
     def on_exception(self, trainer, module, exception):
         if isinstance(exception, KeyboardInterrupt) and trainer.global_step: trainer.save_checkpoint(self.path)
 
+# %% ../nbs/40_training.ipynb #ce40a5f2
+class _WholeCheckpoints(TorchCheckpointIO):
+    "Checkpoints that appear whole or not at all"
+    def save_checkpoint(self, checkpoint, path, storage_options=None):
+        from deepmrs.io import replacing
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        with replacing(path) as partial: partial.write_bytes(buffer.getbuffer())
+
+
+def check_checkpoint(
+    path,  # of last.ckpt
+    lit,  # the `LitModel` that shall go on from it
+):
+    "`InputError` for a checkpoint that is damaged, cut short or of another network"
+    advice = 'train without resume (--resume), or in another folder'
+    try: state = torch.load(path, map_location='cpu', weights_only=True)['state_dict']
+    except Exception as e:  # zip, pickle and torch each have their own
+        raise InputError(f'The checkpoint {path} is damaged or cut short ({(str(e).splitlines() or [type(e).__name__])[0][:80].rstrip(".")}); {advice}.') from None
+    shapes = {k: tuple(v.shape) for k, v in lit.state_dict().items()}
+    if {k: tuple(v.shape) for k, v in state.items()} != shapes:
+        raise InputError(f'The checkpoint {path} is of another network than this run; {advice}.')
+
 # %% ../nbs/40_training.ipynb #66116d12
 def _trainer(out, settings, keep_logs, callbacks=()):
     "(Lightning `Trainer`, its checkpoint callback)"
@@ -478,7 +505,7 @@ def _trainer(out, settings, keep_logs, callbacks=()):
     loggers = [CSVLogger(out, 'logs', flush_logs_every_n_steps=1)] if keep_logs else []
     if keep_logs and importlib.util.find_spec('tensorboard'): loggers.append(TensorBoardLogger(out, 'tensorboard'))
     gpu = torch.cuda.is_available()
-    return pl.Trainer(accelerator='gpu' if gpu else 'cpu', devices=settings.devices if gpu else 1, max_epochs=settings.max_epochs, logger=loggers or False, callbacks=calls,
+    return pl.Trainer(accelerator='gpu' if gpu else 'cpu', devices=settings.devices if gpu else 1, max_epochs=settings.max_epochs, logger=loggers or False, callbacks=calls, plugins=[_WholeCheckpoints()],
                       gradient_clip_val=settings.clip, log_every_n_steps=settings.log_every, num_sanity_val_steps=0, enable_model_summary=False, enable_progress_bar=settings.progress,
                       benchmark=True if gpu else None, use_distributed_sampler=False), checkpoints
 
@@ -491,8 +518,12 @@ class _Quiet:
         self.log.setLevel(logging.ERROR)
         self.catch.__enter__()
         warnings.simplefilter('ignore')
+        # a log that can't be written is told by the training itself, not by a traceback of the thread that writes it
+        self.hook = threading.excepthook
+        threading.excepthook = lambda thread: None if isinstance(thread.exc_value, OSError) else self.hook(thread)
 
     def __exit__(self, *error):
+        threading.excepthook = self.hook
         self.catch.__exit__(*error)
         self.log.setLevel(self.level)
         torch.backends.cudnn.benchmark = self.benchmark
@@ -514,14 +545,16 @@ def run_training(
     "Train, load the best weights into the model, return it. An interrupt raises `KeyboardInterrupt` with a sentence on how to resume"
     last = Path(out)/'checkpoints/last.ckpt'
     if resume and not last.exists(): raise InputError(f'There is no checkpoint {last} to resume from; train without resume, or give the folder of the earlier training.')
-    if not resume: _begin_anew(Path(out))
+    if resume: check_checkpoint(last, lit)
+    else: _begin_anew(Path(out))
     with _Quiet():
         trainer, checkpoints = _trainer(Path(out), lit.settings, keep_logs, callbacks)
         held = -(-lit.source.held//lit.settings.batch_size)
         try: trainer.fit(lit, range(lit.steps), range(held), ckpt_path=last if resume else None, weights_only=True if resume else None)
+        except OSError as e: raise InputError(f'The training cannot write to {out} ({e.strerror or e}); make room, or choose another place.') from None
         except SystemExit:
             if not trainer.interrupted: raise
-            raise KeyboardInterrupt(f'The training was interrupted after {lit.global_step} steps; go on with the same call and resume=True (its checkpoint is {last}).') from None
+            raise KeyboardInterrupt(f'The training was interrupted after {lit.global_step} steps; go on with the same call and resume=True, or --resume (its checkpoint is {last}).') from None
     if not checkpoints.best_model_path or not math.isfinite(float(checkpoints.best_model_score)): raise InputError('The validation loss was never a number: the training diverged; lower the learning rate or set clip to 1.')
     state = torch.load(checkpoints.best_model_path, map_location='cpu', weights_only=True)['state_dict']
     lit.model.load_state_dict({k.removeprefix('model.'): v for k, v in state.items() if k.startswith('model.')})
@@ -707,16 +740,18 @@ def save_model(
     model,  # a `Model`
     path,  # a folder, or a file name ending in .safetensors
 ):
-    "Write numbers and card; returns their paths"
+    "Write numbers and card, each whole or not at all; returns their paths. Raises `InputError` where that is not possible"
+    from deepmrs.io import replacing
     numbers, card = _files(path)
-    numbers.parent.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()} | {'decoder.fids': torch.view_as_real(model.decoder.fids.cpu()).contiguous()}
-    save_file(tensors, numbers)
+    content = save(tensors)
     about = {'format': FORMAT, 'deepmrs': __version__, 'torch': torch.__version__, 'names': model.names, 'acquisition': dataclasses.asdict(model.acquisition),
              'layout': {k: list(b.labels) for k, b in model.layout.blocks.items()}, 'preset': _preset_card(model.preset), 'points': model.points,
-             'normalise': model.normalise} | model.card | {'checksum': hashlib.sha256(numbers.read_bytes()).hexdigest()}
+             'normalise': model.normalise} | model.card | {'checksum': hashlib.sha256(content).hexdigest()}
+    with replacing(numbers) as new_numbers, replacing(card) as new_card:
+        new_numbers.write_bytes(content)
+        new_card.write_text(json.dumps(about, indent=1, default=str), encoding='utf-8')
     model.card['checksum'] = about['checksum']
-    card.write_text(json.dumps(about, indent=1, default=str), encoding='utf-8')
     return numbers, card
 
 # %% ../nbs/40_training.ipynb #ab8318a2
@@ -725,7 +760,7 @@ def _read_card(numbers, card):
     for f in (numbers, card):
         if not f.is_file(): raise InputError(f'There is no model file {f}; give the folder of a trained model, or train one.')
     try: about = json.loads(card.read_text(encoding='utf-8'))
-    except ValueError as e: raise InputError(f'{card} is not a model card: {e}.') from None
+    except (ValueError, RecursionError) as e: raise InputError(f'{card} is not a model card: {e}.') from None
     if not isinstance(about, dict) or not isinstance(about.get('format'), int): raise InputError(f'{card} is not a model card: it names no format.')
     if about['format'] > FORMAT: raise InputError(f'The model {numbers.stem} was saved by deepmrs {about.get("deepmrs")} in format {about["format"]}; this deepmrs reads up to {FORMAT}, so update it.')
     if hashlib.sha256(numbers.read_bytes()).hexdigest() != about.get('checksum'): raise InputError(f'{numbers} is not the file that its card {card.name} describes: the checksum differs; copy both anew.')
@@ -740,11 +775,15 @@ def load_model(
     decoder=None,  # the `Decoder`, for a model trained with one of your own
 ):
     "A saved `Model`, ready to use, or the `Ensemble` of those in a folder's member_1 … . Raises `InputError` for files that are missing, damaged or of a newer format"
-    if str(path) == 'default':
+    shipped = str(path) == 'default'
+    if shipped:
         path = importlib.resources.files('deepmrs')/'data'/'default.safetensors'
         if not path.is_file(): raise InputError('This installation of deepmrs holds no default model; train one, or use method fit.')
     members = sorted(Path(path).glob('member_*'), key=lambda p: (len(p.name), p.name))
-    if members and not _files(path)[0].exists(): return Ensemble([load_model(p, device, copy.deepcopy(encoder), decoder) for p in members])
+    if members and not _files(path)[0].exists():
+        together = Ensemble([load_model(p, device, copy.deepcopy(encoder), decoder) for p in members])
+        together.path = str(Path(path).resolve())
+        return together
     tensors, card = _read_card(*_files(path))
     extras = card.get('extras', ['truncation'] if card.get('truncates') else [])
     try:
@@ -757,6 +796,7 @@ def load_model(
         model.load_state_dict(tensors)
     except InputError: raise
     except (KeyError, TypeError, ValueError, RuntimeError) as e: raise InputError(f'The card of the model {path} does not fit its numbers ({str(e).splitlines()[0]}); copy both files anew.') from None
+    model.path = 'default' if shipped else str(Path(path).resolve())  # where it came from, for the record of what is done with it
     return model.eval().to(device or 'cpu')
 
 # %% ../nbs/40_training.ipynb #6ee71b8b

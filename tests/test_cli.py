@@ -213,7 +213,7 @@ def test_models_that_do_not_fit(made, tmp_path):
 
 def accepted(tmp_path, *args):
     "(table by metabolite, what was printed) of a quantify that must succeed"
-    status, text = call('quantify', *args, '--out', tmp_path/'out')
+    status, text = call('quantify', *args, '--out', tmp_path/'out', '--overwrite')
     assert status == 0, text
     assert {f.name for f in (tmp_path/'out').iterdir()} == {'concentrations.csv', 'quality.csv', 'fit.nii.gz', 'result.safetensors', 'run.json', 'report.html'}
     return pd.read_csv(tmp_path/'out/concentrations.csv').set_index('metabolite'), text
@@ -290,7 +290,7 @@ def test_mat_files_of_any_precision(kind, made, plain, tmp_path):
 def test_bare_preset_says_what_it_leaves(made, tmp_path):
     d, spectra, _ = made
     for change, sentence in ((lambda x: x.conj().resolve_conj(), 'look conjugated'), (lambda x: x*TURN, '+0.08')):
-        text = call('quantify', npz(tmp_path/'x.npz', change(spectra.fids)), '--basis', d/'b.npz', '--preset', 'none', '--out', tmp_path/'out')[1]
+        text = call('quantify', npz(tmp_path/'x.npz', change(spectra.fids)), '--basis', d/'b.npz', '--preset', 'none', '--out', tmp_path/'out', '--overwrite')[1]
         assert sentence in text
 
 
@@ -347,7 +347,7 @@ def test_status_counts_every_spectrum(made, tmp_path):
 def test_results_of_an_earlier_run_stay_when_the_next_is_refused(made, tmp_path):
     accepted(tmp_path, made[0]/'good.nii.gz', '--basis', made[0]/'b.npz')
     before = {f.name: f.read_bytes() for f in (tmp_path/'out').iterdir()}
-    assert call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'out', '--baseline', 'x')[0] == 1
+    assert call('quantify', made[0]/'good.nii.gz', '--basis', made[0]/'b.npz', '--out', tmp_path/'out', '--overwrite', '--baseline', 'x')[0] == 1
     assert before == {f.name: f.read_bytes() for f in (tmp_path/'out').iterdir()}
 
 

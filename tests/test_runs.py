@@ -80,6 +80,29 @@ def test_slips_in_the_papers_file_are_refused_by_name():
     assert native['encoder']['kernels'] == [7, 5] and native['encoder']['batch_norm'] and native['held_out'] == 4 and native['learning_rate'] == 1e-4 and native['data_key'] == 'y'
 
 
+ODD = [None, True, -1, 1.5, float('nan'), 10**400, '', 'x', [], ['a'], [[1]], {}, {'a': 1}]
+
+
+def test_a_value_of_the_wrong_kind_is_named(tmp_path):
+    "Each key of the paper's file and of ours, with values of every kind: a run, or one sentence"
+    from deepmrs.config import RunConfig, read_runs
+    def attempt(run):
+        (tmp_path/'r.json').write_text(json.dumps(run))
+        try: read_runs(tmp_path/'r.json')
+        except InputError as e:
+            assert '\n' not in str(e) and len(str(e)) < 600
+            return str(e)
+    for key in RunConfig.model_fields:
+        for value in ODD: attempt({'basis': 'b.npz', key: value})
+    for value in ODD: attempt({'runs': {'a': value}})
+    if not (SEED/'exp4.json').exists(): pytest.skip("the paper's run file (../shared/data/seed) is not here")
+    paper = json.loads((SEED/'exp4.json').read_text())['runs'][2]
+    for key in paper:
+        for value in ODD: attempt({'runs': [paper | {key: value}]})
+    assert '"lr"' in attempt({'runs': [paper | {'lr': 'fast'}]}) and 'must be a number' in attempt({'runs': [paper | {'sigLen': [1]}]})
+    assert 'must be a list of numbers' in attempt({'runs': [paper | {'max_c': [None]}]})
+
+
 @needs_seed
 def test_conversion_means_the_same(tmp_path):
     for f in SEED.glob('*'):

@@ -144,6 +144,37 @@ def test_interrupt_keeps_a_checkpoint(tmp_path, monkeypatch):
     assert model.card['training']['steps'] == 30 and same(state(model), state(whole))
 
 
+@pytest.mark.parametrize('limit', [100, 20_000, 60_000])
+def test_a_full_disk_is_said_in_a_sentence(limit, tmp_path):
+    "A file can't grow over the limit, as on a full disk: no traceback, no checkpoint or model that was cut short, and the one before stays"
+    import os, subprocess
+    from pathlib import Path
+    from deepmrs.io import write_basis
+    write_basis(toy(), tmp_path/'b.npz')
+    (tmp_path/'run.json').write_text(json.dumps({'basis': 'b.npz', 'points': 256, 'spectra_per_epoch': 128, 'validation': 64, 'batch_size': 64, 'max_epochs': 1, 'encoder': {'name': 'mlp', 'widths': [32, 16]}, 'progress': False}))
+    code = 'import resource, signal, sys\nimport deepmrs.training\nfrom deepmrs.cli import main\nn = int(sys.argv.pop())\nresource.setrlimit(resource.RLIMIT_FSIZE, (n, n))\nmain()'
+    run = lambda n: subprocess.run([sys.executable, '-c', code, 'train', str(tmp_path/'run.json'), str(n)], capture_output=True, text=True,
+                                   env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': str(Path(__file__).parents[1])})
+    p = run(limit)
+    assert p.returncode == 1 and p.stderr.startswith('deepmrs: ') and len(p.stderr.splitlines()) == 1 and 'File too large' in p.stderr, p.stderr
+    assert not [f for f in (tmp_path/'run').rglob('*') if f.suffix in ('.ckpt', '.safetensors') or f.name.startswith('.partial')]
+    if limit > 100: return
+    assert run(10**7).returncode == 0
+    before = (tmp_path/'run/model.safetensors').read_bytes()
+    assert run(20_000).returncode == 1 and (tmp_path/'run/model.safetensors').read_bytes() == before
+
+
+@pytest.mark.parametrize('spoil', ['cut', 'empty', 'text', 'other'])
+def test_a_damaged_checkpoint_is_named(spoil, tmp_path):
+    quick(out=tmp_path)
+    last, more = tmp_path/'checkpoints/last.ckpt', {}
+    whole = last.read_bytes()
+    if spoil == 'other': more = dict(encoder_options={'channels': [16, 24, 32, 48]})
+    else: last.write_bytes({'cut': whole[:len(whole)//2], 'empty': b'', 'text': b'not a checkpoint'}[spoil])
+    with pytest.raises(InputError, match='of another network' if spoil == 'other' else 'damaged or cut short') as e: quick(out=tmp_path, resume=True, max_epochs=2, **more)
+    assert str(last) in str(e.value) and '\n' not in str(e.value)
+
+
 def test_early_stopping_and_time(tmp_path):
     model = quick(max_epochs=50, patience=2, learning_rate=1e-30, schedule='constant')
     assert model.card['training']['steps'] < 200
