@@ -309,23 +309,23 @@ def put(files, folder):
 class Inputs:
     "Makes inputs from the corpus: every reader and format as often as the others"
 
-    def __init__(self, only=()):
-        import fuzz_corpus
-        with tempfile.TemporaryDirectory() as folder:
-            cases = [c for c in fuzz_corpus.corpus(Path(folder)) if not only or c.reader in only]
-        if not cases:
-            sys.exit(f'No reader is called {", ".join(only)}; there are {", ".join(READ)}.')
+    def __init__(self, cases, only=()):
+        cases = [c for c in cases if not only or c.reader in only]
         self.hostile = [c for c in cases if c.as_it_is]
+        self.small_hostile = [c for c in self.hostile if sum(map(len, c.files.values())) < 3000]
         self.groups = collections.defaultdict(list)
         for c in cases:
-            if sum(map(len, c.files.values())) < (3000 if c.as_it_is else 2 * fuzz_corpus.LARGEST):
+            if not c.as_it_is:
                 self.groups[c.reader, Path(c.main).suffix.lower()].append(c)
         self.all_files = [data for cases in self.groups.values() for c in cases for data in c.files.values()]
 
     def __call__(self, rnd):
         "(name, reader, files, main, options) by the choices of a `random.Random`"
         from fuzz_mutate import damage
-        case = rnd.choice(self.groups[rnd.choice(list(self.groups))])
+        group = self.groups[rnd.choice(list(self.groups))]
+        if self.small_hostile and rnd.random() < 0.05:
+            group = self.small_hostile
+        case = rnd.choice(group)
         files, options, reader = dict(case.files), {}, case.reader
         name = rnd.choice(list(case.damaged or files))
         files[name] = damage(files[name], case.form(name), rnd, rnd.choice(self.all_files))
@@ -343,6 +343,13 @@ class Inputs:
             c = self.hostile[i]
             return c.name, c.reader, c.files, c.main, {}
         return self(random.Random(f'{seed} {i}'))
+
+
+def corpus():
+    "All good and all hostile files, see `fuzz_corpus`"
+    import fuzz_corpus
+    with tempfile.TemporaryDirectory() as folder:
+        return fuzz_corpus.corpus(Path(folder))
 
 
 def _agree(files, name):
@@ -394,7 +401,7 @@ class Findings:
 
 def hunt(count, workers, seed, out, only=()):
     "Read `count` inputs in several processes; returns the `Findings`"
-    inputs, findings, numbers = Inputs(only), Findings(out), iter(range(count))
+    inputs, findings, numbers = Inputs(corpus(), only), Findings(out), iter(range(count))
     lock, errors, start = threading.Lock(), [], time.monotonic()
 
     def hand_out():
