@@ -213,7 +213,7 @@ def work(connection, home):
         except EOFError:
             return
         Path('/proc/self/clear_refs').write_text('5')  # the peak of the memory begins anew
-        before, began = _listing(home / 'input'), _spent()
+        before, there, began = _listing(home / 'input'), set(scratch.iterdir()), _spent()
         watch.seen, watch.active = [], True
         kind, text = _attempt(reader, home / 'input' / main, options)
         watch.active = False
@@ -221,7 +221,7 @@ def work(connection, home):
         faults = list(dict.fromkeys(watch.seen))
         if _listing(home / 'input') != before:
             faults.append('changed the files that it read')
-        left = sorted(p.name for p in scratch.iterdir())
+        left = sorted(p.name for p in set(scratch.iterdir()) - there)
         if left:
             faults.append(f'left {left} in the folder for temporary files')
         if faults:
