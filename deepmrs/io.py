@@ -755,7 +755,6 @@ def _stored(fids):
 # %% ../nbs/12_io.ipynb #576076f5
 def _write_nifti_mrs(spectra, path):
     "NIfTI-MRS: a grid as X, Y, Z; more spectra without a grid along DIM_USER_0"
-    import numpy.typing  # nifti-mrs 1.4.1 takes it to be there, which NumPy 1 does not see to
     from nifti_mrs.create_nmrs import gen_nifti_mrs_hdr_ext
     from nifti_mrs.hdr_ext import Hdr_Ext
     acq, grid = spectra.acquisition, spectra.shape
