@@ -1,7 +1,9 @@
-"""A few hundred damaged files for the readers, run files, models and results; `python tools/fuzz.py` reads as many as one likes.
+"""A few hundred damaged files for the readers, run files, models and results.
 
-hypothesis makes half of the choices, so that a fault is shown with the smallest damage that it finds.
+hypothesis makes half of the choices, so that a fault is shown with the smallest damage that it
+finds. `python tools/fuzz.py` reads as many as one likes.
 """
+
 import random
 import sys
 from pathlib import Path
@@ -16,7 +18,16 @@ if not Path('/proc/self/clear_refs').exists():
     pytest.skip('the fuzzer reads memory from /proc, which is not here', allow_module_level=True)
 import fuzz  # noqa: E402
 
-READERS = {'spectra': 150, 'basis': 80, 'runs': 60, 'model': 50, 'result': 50, 'answers': 20, 'lcmodel': 20, 'fsl': 20}  # inputs of each, twice
+READERS = {
+    'spectra': 150,
+    'basis': 80,
+    'runs': 60,
+    'model': 50,
+    'result': 50,
+    'answers': 20,
+    'lcmodel': 20,
+    'fsl': 20,
+}  # inputs of each, twice
 
 
 @pytest.fixture(scope='module')
@@ -41,6 +52,7 @@ def hold(worker, name, reader, files, main, options):
 def test_the_corpus_itself_is_read(worker, inputs):
     "What deepmrs has written gives a result, so that the damage is what is tested"
     import fuzz_corpus
+
     for reader in READERS:
         for cases in inputs[reader].groups.values():
             for c in cases:
@@ -57,9 +69,17 @@ def test_small_files_that_ask_for_much(worker, inputs):
 
 @pytest.mark.parametrize('reader', READERS)
 def test_damaged(worker, inputs, reader):
-    @settings(max_examples=READERS[reader], deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=READERS[reader],
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+    )
     @given(rnd=st.one_of(st.randoms(use_true_random=True), st.randoms(use_true_random=False)))
-    def one(rnd): hold(worker, *inputs[reader](rnd))
+    def one(rnd):
+        hold(worker, *inputs[reader](rnd))
+
     one()
 
 
@@ -74,6 +94,7 @@ def test_numbered(worker, inputs, reader):
 def test_faults_are_seen(worker):
     "The fuzzer itself: damage changes files, and what readers may not do is noticed"
     from fuzz_mutate import WAYS, damage
+
     rnd = random.Random(0)
     data = bytes(range(256)) * 4
     for form in WAYS:
@@ -85,4 +106,8 @@ def test_faults_are_seen(worker):
     sys.audit('pickle.find_class', 'a', 'b')
     seen.active = False
     assert seen.seen == ['wrote to /nowhere/at/all', 'unpickled something']
-    assert fuzz._sentence_fault('One sentence.') is None and 'holds' in fuzz._sentence_fault('Two\nlines') and 'characters' in fuzz._sentence_fault('x' * 2000)
+    assert (
+        fuzz._sentence_fault('One sentence.') is None
+        and 'holds' in fuzz._sentence_fault('Two\nlines')
+        and 'characters' in fuzz._sentence_fault('x' * 2000)
+    )

@@ -1,9 +1,12 @@
-"""Changes of the data that must not change the answer, for every preset, in units of the error bars.
+"""Changes of the data that must not change the answer, for every preset.
 
-A move is |amount after − amount before| / error bar before, the largest over all metabolites and spectra. Where a change takes nothing away
-from the data (scale, phase, place, zero filling, order), the amounts may move by a tenth of an error bar, which is what a fit stops at. Where it
-does take something away (fewer points, a spike), they may move as far as that is worth, or the status must say so.
+A move is |amount after − amount before| / error bar before, the largest over all metabolites and
+spectra. Where a change takes nothing away from the data (scale, phase, place, zero filling, order),
+the amounts may move by a tenth of an error bar, which is what a fit stops at. Where it does take
+something away (fewer points, a spike), they may move as far as that is worth, or the status must
+say so.
 """
+
 import math
 from functools import lru_cache
 
@@ -18,18 +21,25 @@ from deepmrs.quantify import quantify
 from deepmrs.simulate import Simulator
 from deepmrs.spins import simulate_basis
 
-FIELD = {'brain-3t': 123.2, 'brain-7t': 297.2, 'rodent-9.4t': 400.2, 'phantom': 123.2, 'none': 123.2}  # MHz
+FIELD = {
+    'brain-3t': 123.2,
+    'brain-7t': 297.2,
+    'rodent-9.4t': 400.2,
+    'phantom': 123.2,
+    'none': 123.2,
+}  # MHz
 PREPARED = [p for p in FIELD if p != 'none']  # presets that remove water, align and phase
 NAMES = ['NAA', 'NAAG', 'Cr', 'PCr', 'GPC', 'PCho', 'Ins', 'sIns', 'Glu', 'Gln', 'GABA', 'GSH']
 SAME = 0.1  # error bars
 SECONDS = 0.512  # that a FID lasts
 SPECTRA = 3
-SHARPNESS = 25.  # first point of the metabolites over the noise sd
+SHARPNESS = 25.0  # first point of the metabolites over the noise sd
 every_preset = pytest.mark.parametrize('preset', FIELD)
 every_prepared = pytest.mark.parametrize('preset', PREPARED)
 
 
 # ---- simulated spectra, and what is done with them
+
 
 def dwell_time(preset):
     "Half a millisecond at 3 T, and as many ppm at other fields"
@@ -38,22 +48,34 @@ def dwell_time(preset):
 
 @lru_cache
 def basis_of(preset, finer=1, names=tuple(NAMES)):
-    "The basis set for a preset's field, PRESS with a short echo time; `finer` times as many points a second"
+    "PRESS with a short echo time at the preset's field; `finer` times as many points a second"
     dwell = dwell_time(preset) / finer
-    return simulate_basis(list(names), te1=.011, te2=.019, spectrometer_frequency=FIELD[preset], dwell_time=dwell, points=round(SECONDS / dwell))
+    return simulate_basis(
+        list(names),
+        te1=0.011,
+        te2=0.019,
+        spectrometer_frequency=FIELD[preset],
+        dwell_time=dwell,
+        points=round(SECONDS / dwell),
+    )
 
 
 @lru_cache
 def simulated(preset, finer=1):
-    "(clean FIDs [B, N], noise [B, N], acquisition): healthy spectra from the decoder of the preset; the truth is the same for all `finer`"
+    "(clean FIDs [B, N], noise [B, N], acquisition); the truth is the same for all `finer`"
     basis = basis_of(preset, finer)
     decoder, _, _ = make_decoder(basis, preset=preset)
     priors = healthy_priors(decoder)
-    params = Simulator(decoder, priors, 0.).sample(SPECTRA, torch.Generator().manual_seed(1))
+    params = Simulator(decoder, priors, 0.0).sample(SPECTRA, torch.Generator().manual_seed(1))
     with torch.no_grad():
         clean = decoder(params)
     first = sum(decoder.fids[basis.index(n), 0].abs() * 8 for n in ('NAA', 'Cr'))
-    noise = torch.randn(SPECTRA, basis.acquisition.points, dtype=torch.complex64, generator=torch.Generator().manual_seed(2))
+    noise = torch.randn(
+        SPECTRA,
+        basis.acquisition.points,
+        dtype=torch.complex64,
+        generator=torch.Generator().manual_seed(2),
+    )
     return clean, noise * float(first) / SHARPNESS, basis.acquisition
 
 
@@ -64,7 +86,9 @@ def spectra_of(preset):
 
 
 def amounts(spectra, preset, basis=None, **options):
-    return quantify(spectra, basis or basis_of(preset), preset=preset, posterior=False, device='cpu', **options)
+    return quantify(
+        spectra, basis or basis_of(preset), preset=preset, posterior=False, device='cpu', **options
+    )
 
 
 @lru_cache
@@ -78,52 +102,76 @@ def before(preset):
 def repeated(preset, changes):
     "All spectra, changed by each of the functions FIDs → FIDs, in one batch [len(changes)·B, N]"
     s = spectra_of(preset)
-    return s.replace(torch.cat([change(s.fids) for change in changes]), names=None, shape=(len(changes) * len(s),))
+    return s.replace(
+        torch.cat([change(s.fids) for change in changes]),
+        names=None,
+        shape=(len(changes) * len(s),),
+    )
 
 
-def moves(reference, after, scale=1.):
+def moves(reference, after, scale=1.0):
     "Largest move of each copy of the spectra [copies], in error bars of the reference"
     copies = len(after) // len(reference)
     there = after.amplitudes.double().reshape(copies, len(reference), -1) / scale
     return ((there - reference.amplitudes) / reference.sd).abs().nan_to_num(math.inf).amax((1, 2))
 
 
-def sd_ratio(reference, after, scale=1.):
+def sd_ratio(reference, after, scale=1.0):
     "Median over metabolites and spectra of the error bars after over those before"
     copies = len(after) // len(reference)
     return float((after.sd / scale / reference.sd.repeat(copies, 1)).median())
 
 
-def assert_same(reference, after, limit=SAME, scale=1., sd=0.03, what=''):
-    "Amounts moved by less than `limit` error bars, error bars changed by less than `sd`, and all ok"
+def assert_same(reference, after, limit=SAME, scale=1.0, sd=0.03, what=''):
+    "Amounts moved by less than `limit` error bars, these changed by less than `sd`, all ok"
     moved = moves(reference, after, scale)
     assert moved.max() < limit, f'{what}: moved by {[round(float(m), 2) for m in moved]} error bars'
-    assert abs(sd_ratio(reference, after, scale) - 1) < sd, f'{what}: error bars × {sd_ratio(reference, after, scale):.3f}'
+    assert abs(sd_ratio(reference, after, scale) - 1) < sd, (
+        f'{what}: error bars × {sd_ratio(reference, after, scale):.3f}'
+    )
     assert set(after.reasons) == {'ok'}, after.reasons
 
 
 def assert_near_or_said(reference, after, limit, what=''):
-    "Each spectrum has amounts within `limit` error bars (the larger of before and after), or a status that is not ok"
+    "Amounts within `limit` error bars (the larger of before and after), or a status that is not ok"
     copies = len(after) // len(reference)
-    bar = torch.maximum(reference.sd.repeat(copies, 1), after.sd.nan_to_num(0.))
-    moved = ((after.amplitudes - reference.amplitudes.repeat(copies, 1)) / bar).abs().nan_to_num(math.inf).amax(1)
-    wrong = [f'spectrum {i}: {float(m):.1f} error bars' for i, (m, r) in enumerate(zip(moved, after.reasons)) if r == 'ok' and m > limit]
+    bar = torch.maximum(reference.sd.repeat(copies, 1), after.sd.nan_to_num(0.0))
+    moved = (
+        ((after.amplitudes - reference.amplitudes.repeat(copies, 1)) / bar)
+        .abs()
+        .nan_to_num(math.inf)
+        .amax(1)
+    )
+    wrong = [
+        f'spectrum {i}: {float(m):.1f} error bars'
+        for i, (m, r) in enumerate(zip(moved, after.reasons))
+        if r == 'ok' and m > limit
+    ]
     assert not wrong, f'{what}, status ok: {"; ".join(wrong)}'
 
 
 def lines(acq, rows):
     "FID [N] of lines (Hz, width Hz, size, phase rad)"
     t = acq.time_axis(dtype=torch.float64)
-    return sum(a * torch.exp(1j * torch.tensor(phi) + (2j * math.pi * f - math.pi * w) * t) for f, w, a, phi in rows)
+    return sum(
+        a * torch.exp(1j * torch.tensor(phi) + (2j * math.pi * f - math.pi * w) * t)
+        for f, w, a, phi in rows
+    )
 
 
 # ---- changes that take nothing away
+
 
 @every_preset
 def test_scale_of_the_data(preset):
     for scale in (1e-6, 1e6):
         s = spectra_of(preset)
-        assert_same(before(preset), amounts(s.replace(s.fids * scale), preset), scale=scale, what=f'× {scale:g}')
+        assert_same(
+            before(preset),
+            amounts(s.replace(s.fids * scale), preset),
+            scale=scale,
+            what=f'× {scale:g}',
+        )
 
 
 @every_preset
@@ -136,23 +184,30 @@ def test_scale_of_the_basis_set(preset):
 @every_preset
 def test_phase(preset):
     turns = (0.5, math.pi / 2, 2.5, math.pi)
-    after = amounts(repeated(preset, [lambda x, a=a: x * complex(math.cos(a), math.sin(a)) for a in turns]), preset)
+    after = amounts(
+        repeated(preset, [lambda x, a=a: x * complex(math.cos(a), math.sin(a)) for a in turns]),
+        preset,
+    )
     assert_same(before(preset), after, what=f'turned by {turns} rad')
 
 
 @every_prepared
 def test_shift(preset):
-    acq, ppms = spectra_of(preset).acquisition, (-.1, -.02, .02, .1)
+    acq, ppms = spectra_of(preset).acquisition, (-0.1, -0.02, 0.02, 0.1)
     after = amounts(repeated(preset, [lambda x, p=p: shift_ppm(x, acq, p) for p in ppms]), preset)
     assert_same(before(preset), after, what=f'moved by {ppms} ppm')
 
 
 def test_shift_of_the_bare_model():
-    "It takes the data as they are: what its shift reaches is the same, what is out of reach has a status"
+    "What its shift reaches is the same, what is out of reach has a status"
     acq = spectra_of('none').acquisition
-    near = amounts(repeated('none', [lambda x, p=p: shift_ppm(x, acq, p) for p in (-.02, .02)]), 'none')
+    near = amounts(
+        repeated('none', [lambda x, p=p: shift_ppm(x, acq, p) for p in (-0.02, 0.02)]), 'none'
+    )
     assert_same(before('none'), near, what='moved by 0.02 ppm')
-    far = amounts(repeated('none', [lambda x, p=p: shift_ppm(x, acq, p) for p in (-.3, .1, .3)]), 'none')
+    far = amounts(
+        repeated('none', [lambda x, p=p: shift_ppm(x, acq, p) for p in (-0.3, 0.1, 0.3)]), 'none'
+    )
     assert_near_or_said(before('none'), far, SAME, 'moved by -0.3, 0.1, 0.3 ppm')
 
 
@@ -174,7 +229,10 @@ def test_conjugation_of_some(preset):
 
 def test_conjugation_is_said_by_the_bare_model():
     after = amounts(repeated('none', [torch.conj_physical]), 'none')
-    assert any('conjugated' in n for n in after.notes) and 'ok' not in after.reasons, (after.reasons, after.notes)
+    assert any('conjugated' in n for n in after.notes) and 'ok' not in after.reasons, (
+        after.reasons,
+        after.notes,
+    )
 
 
 @every_preset
@@ -184,11 +242,15 @@ def test_zero_filling(preset, factor):
     s = spectra_of(preset)
     filled = s.replace(torch.nn.functional.pad(s.fids, (0, (factor - 1) * s.acquisition.points)))
     basis = basis_of(preset)
-    longer = Basis(torch.nn.functional.pad(basis.fids, (0, (factor - 1) * s.acquisition.points)), basis.names, acquisition=basis.acquisition.replace(points=factor * s.acquisition.points))
+    longer = Basis(
+        torch.nn.functional.pad(basis.fids, (0, (factor - 1) * s.acquisition.points)),
+        basis.names,
+        acquisition=basis.acquisition.replace(points=factor * s.acquisition.points),
+    )
     after = amounts(filled, preset, longer)
     assert_same(before(preset), after, what=f'zero-filled × {factor}')
     now, then = after.quality(), before(preset).quality()
-    assert ((now.snr / then.snr - 1).abs() < .2).all(), (now.snr.tolist(), then.snr.tolist())
+    assert ((now.snr / then.snr - 1).abs() < 0.2).all(), (now.snr.tolist(), then.snr.tolist())
 
 
 @every_preset
@@ -204,11 +266,16 @@ def test_finer_data(preset):
     finer, _, acq = simulated(preset, finer=2)
     n = noise.shape[1]
     inside = torch.fft.fftshift(torch.fft.fft(noise.to(torch.complex128)), dim=-1)
-    wide = inside.abs().square().mean().sqrt() * torch.randn(len(noise), 2 * n, dtype=torch.complex128, generator=torch.Generator().manual_seed(3))
-    wide[:, n - n // 2:n - n // 2 + n] = inside
-    wide = 2 * torch.fft.ifft(torch.fft.ifftshift(wide, dim=-1))  # as high in the spectrum, whose dwell time is half as long
+    wide = inside.abs().square().mean().sqrt() * torch.randn(
+        len(noise), 2 * n, dtype=torch.complex128, generator=torch.Generator().manual_seed(3)
+    )
+    wide[:, n - n // 2 : n - n // 2 + n] = inside
+    wide = 2 * torch.fft.ifft(
+        torch.fft.ifftshift(wide, dim=-1)
+    )  # as high in the spectrum, whose dwell time is half as long
     after = amounts(Spectra(finer + wide.to(finer.dtype), acquisition=acq), preset)
-    # The new band holds a little: the feet of the lines, and half of the first point's noise, a constant under the spectrum
+    # The new band holds a little: the feet of the lines, and half of the first point's noise, a
+    # constant under the spectrum
     assert_same(before(preset), after, limit=0.5 if preset == 'none' else 0.3, sd=0.15)
 
 
@@ -232,7 +299,14 @@ def test_one_alone(preset):
 
 @every_preset
 def test_other_names_in_another_order(preset):
-    other = {'Ins': 'mI', 'sIns': 'Scyllo', 'PCho': 'PCh', 'GPC': 'GPCho', 'Cr': 'Creatine', 'GSH': 'Glutathione'}
+    other = {
+        'Ins': 'mI',
+        'sIns': 'Scyllo',
+        'PCho': 'PCh',
+        'GPC': 'GPCho',
+        'Cr': 'Creatine',
+        'GSH': 'Glutathione',
+    }
     basis = basis_of(preset)
     renamed = basis.select(NAMES[::-1]).replace(names=[other.get(n, n) for n in NAMES[::-1]])
     after, reference = amounts(spectra_of(preset), preset, renamed), before(preset)
@@ -243,6 +317,7 @@ def test_other_names_in_another_order(preset):
 
 # ---- changes that take something away, or add something
 
+
 @every_preset
 def test_half_of_the_points(preset):
     "The second half of a FID holds hardly more than noise"
@@ -250,7 +325,10 @@ def test_half_of_the_points(preset):
     n = s.acquisition.points // 2
     after = amounts(s.replace(s.fids[:, :n]), preset)
     assert moves(before(preset), after).max() < 1.5, moves(before(preset), after)
-    assert 0.9 < sd_ratio(before(preset), after) < 1.5 and set(after.reasons) == {'ok'}, (sd_ratio(before(preset), after), after.reasons)
+    assert 0.9 < sd_ratio(before(preset), after) < 1.5 and set(after.reasons) == {'ok'}, (
+        sd_ratio(before(preset), after),
+        after.reasons,
+    )
 
 
 @every_preset
@@ -258,9 +336,13 @@ def test_an_absent_metabolite(preset):
     "Alanine, which is not in the data: it is not found, and the others stay within an error bar"
     after = amounts(spectra_of(preset), preset, basis_of(preset, names=(*NAMES, 'Ala')))
     reference = before(preset)
-    moved = ((after.amplitudes[:, :len(NAMES)] - reference.amplitudes) / reference.sd).abs().max()
+    moved = ((after.amplitudes[:, : len(NAMES)] - reference.amplitudes) / reference.sd).abs().max()
     found = (after.amplitudes[:, -1] / after.sd[:, -1]).max()
-    assert moved < 1 and found < 3 and set(after.reasons) == {'ok'}, (float(moved), float(found), after.reasons)
+    assert moved < 1 and found < 3 and set(after.reasons) == {'ok'}, (
+        float(moved),
+        float(found),
+        after.reasons,
+    )
 
 
 @every_preset
@@ -270,37 +352,49 @@ def test_a_spike_in_one_point(preset, size):
     s = spectra_of(preset)
     sd = float(simulated(preset)[1].real.std())
     fids = s.fids.clone()
-    fids[:, 300] += size * sd * complex(.6, .8)
-    assert_near_or_said(before(preset), amounts(s.replace(fids), preset), 2., f'spike of {size} times the noise')
+    fids[:, 300] += size * sd * complex(0.6, 0.8)
+    assert_near_or_said(
+        before(preset), amounts(s.replace(fids), preset), 2.0, f'spike of {size} times the noise'
+    )
 
 
 @every_prepared
-@pytest.mark.parametrize('size', [1., 30.])
+@pytest.mark.parametrize('size', [1.0, 30.0])
 def test_a_constant_offset(preset, size):
     "It is a line of no width at the centre, where water is"
     s = spectra_of(preset)
     sd = float(simulated(preset)[1].real.std())
-    assert_same(before(preset), amounts(s.replace(s.fids + size * sd), preset), what=f'offset of {size:g} times the noise')
+    assert_same(
+        before(preset),
+        amounts(s.replace(s.fids + size * sd), preset),
+        what=f'offset of {size:g} times the noise',
+    )
 
 
 def test_a_constant_offset_in_the_bare_model():
     "Nothing in it explains an offset"
     s = spectra_of('none')
     sd = float(simulated('none')[1].real.std())
-    for size in (1., 30.):
-        assert_near_or_said(before('none'), amounts(s.replace(s.fids + size * sd), 'none'), 2., f'offset of {size:g} times the noise')
+    for size in (1.0, 30.0):
+        assert_near_or_said(
+            before('none'),
+            amounts(s.replace(s.fids + size * sd), 'none'),
+            2.0,
+            f'offset of {size:g} times the noise',
+        )
 
 
 # ---- residual water
 
+
 @lru_cache
 def waters(preset, many=4, seed=0):
-    "Water FIDs [many, N] of first point 1: four lines each, 5 to 50 Hz wide and up to 30 Hz apart, of any phase"
+    "FIDs [many, N] of first point 1: four lines each, 5 to 50 Hz wide, up to 30 Hz apart"
     g = torch.Generator().manual_seed(seed)
     acq, out = spectra_of(preset).acquisition, []
     for _ in range(many):
         u = torch.rand(4, 4, generator=g).tolist()
-        x = lines(acq, [(30 * (a - .5), 5 + 45 * b, .2 + c, 2 * math.pi * d) for a, b, c, d in u])
+        x = lines(acq, [(30 * (a - 0.5), 5 + 45 * b, 0.2 + c, 2 * math.pi * d) for a, b, c, d in u])
         out.append(x / x[0].abs())
     return torch.stack(out)
 
@@ -322,8 +416,8 @@ def test_residual_water(preset, times):
 def test_changes_below_residual_water(preset):
     "With water ten times the metabolites: turned, scaled, moved by 0.01 to 0.1 ppm"
     acq, wet = spectra_of(preset).acquisition, with_water(preset, 10)[0]
-    changes = [lambda x, p=p: shift_ppm(wet(x), acq, p) for p in (.01, -.02, .04, .1)]
-    changes += [lambda x: wet(x) * 1j, lambda x: wet(x) * 50.]
+    changes = [lambda x, p=p: shift_ppm(wet(x), acq, p) for p in (0.01, -0.02, 0.04, 0.1)]
+    changes += [lambda x: wet(x) * 1j, lambda x: wet(x) * 50.0]
     after = amounts(repeated(preset, [wet]), preset)
     changed = amounts(repeated(preset, changes), preset)
     moved = moves(after, changed)[:5]

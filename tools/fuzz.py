@@ -1,15 +1,19 @@
-"""Damaged files for every reader: each must give a result or one `InputError`, soon, in little memory, and write nothing.
+"""Damaged files for every reader: a result or one `InputError`, soon, in little memory.
 
-    python tools/fuzz.py --inputs 100000 --workers 2      # a night's work; faults go to fuzz-found/, exit status 1 if there are any
-    python tools/fuzz.py --inputs 2000 --only model       # readers: spectra, basis, runs, model, result, answers, lcmodel, fsl
-    python tools/fuzz.py --again fuzz-found/NAME          # one of them once more
+    python tools/fuzz.py --inputs 100000 --workers 2   # a night's work
+    python tools/fuzz.py --inputs 2000 --only model    # or spectra, basis, runs, result, answers, …
+    python tools/fuzz.py --again fuzz-found/NAME       # one of them once more
 
-Input number i of a seed is always the same. Files are read in processes of their own, so that a crash of the interpreter is one fault, not the end.
+Faults go to fuzz-found/, and the exit status is 1 if there are any. Input number i of a seed is
+always the same. Files are read in processes of their own, so that a crash of the interpreter is one
+fault, not the end. Nothing may be written.
 Needs Linux: memory is read from /proc and limited by `setrlimit`.
 """
+
 import argparse
 import collections
 import faulthandler
+import importlib
 import json
 import os
 import random
@@ -31,27 +35,51 @@ MEMORY = 1 << 30  # bytes above those at the start
 CEILING = 4 << 30  # bytes above those at the start at which the system says no
 HANGS = 120  # elapsed seconds after which a reader is taken to hang
 LONGEST_SENTENCE = 1000  # characters
-WRITES = {'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.symlink', 'os.link', 'os.truncate', 'os.chmod', 'shutil.rmtree', 'shutil.move', 'shutil.copyfile'}
-FORBIDDEN = {'pickle.find_class': 'unpickled something', 'socket.connect': 'called the network', 'os.system': 'ran a command'}
+WRITES = {
+    'os.mkdir',
+    'os.rename',
+    'os.remove',
+    'os.rmdir',
+    'os.symlink',
+    'os.link',
+    'os.truncate',
+    'os.chmod',
+    'shutil.rmtree',
+    'shutil.move',
+    'shutil.copyfile',
+}
+FORBIDDEN = {
+    'pickle.find_class': 'unpickled something',
+    'socket.connect': 'called the network',
+    'os.system': 'ran a command',
+}
 
 
 # ---- the reading process
 
+
 def read_spectra(path, options):
     "Spectra that can be used"
     from deepmrs.io import read_spectra
+
     if path.suffix.lower() in ('.raw', '.h2o'):
         options = {'dwell_time': 5e-4} | options
     found = read_spectra(path, **options)
     _check_signals(found)
     assert len(found.names) == len(found) > 0, 'names and spectra differ in number'
     import numpy as np
-    assert found.affine is None or np.shape(found.affine) == (4, 4) and np.isfinite(found.affine).all(), f'affine {found.affine}'
+
+    assert (
+        found.affine is None or np.shape(found.affine) == (4, 4) and np.isfinite(found.affine).all()
+    ), f'affine {found.affine}'
 
 
 def read_basis(path, options):
     "A basis set that can be used"
     from deepmrs.io import read_basis
+
+    if path.is_dir() and any(p.suffix == '.RAW' for p in path.iterdir()):
+        options = {'dwell_time': 5e-4} | options  # which .RAW files don't say
     found = read_basis(path, **options)
     _check_signals(found)
     assert len(found.names) == len(found.fids) > 0, 'names and FIDs differ in number'
@@ -61,24 +89,35 @@ def _check_signals(found):
     "Finite numbers, a possible acquisition, texts"
     import math
     import torch
+
     acq = found.acquisition
     assert bool(torch.isfinite(torch.view_as_real(found.fids)).all()), 'FIDs that are not finite'
     assert acq.points == found.fids.shape[-1] >= 2, 'points and FIDs differ'
-    numbers = (acq.dwell_time, acq.spectrometer_frequency, acq.centre_ppm, acq.echo_time or 0., acq.repetition_time or 0.)
+    numbers = (
+        acq.dwell_time,
+        acq.spectrometer_frequency,
+        acq.centre_ppm,
+        acq.echo_time or 0.0,
+        acq.repetition_time or 0.0,
+    )
     assert all(isinstance(v, float) and math.isfinite(v) for v in numbers), f'numbers {numbers}'
-    assert all(isinstance(n, str) for n in [*found.names, *found.notes, found.describe()]), 'texts that are none'
+    assert all(isinstance(n, str) for n in [*found.names, *found.notes, found.describe()]), (
+        'texts that are none'
+    )
     assert isinstance(acq.nucleus, str), f'nucleus {acq.nucleus!r}'
 
 
 def describe(path, options):
     "What the command `basis show` prints"
     from deepmrs.io import describe_file
+
     assert isinstance(describe_file(path), str)
 
 
 def read_runs(path, options):
     "Run files"
     from deepmrs.config import read_runs
+
     assert read_runs(path)
 
 
@@ -86,6 +125,7 @@ def load_model(path, options):
     "A model that reads spectra"
     import torch
     from deepmrs.training import load_model
+
     model = load_model(path)
     many = max(model.acquisition.points, model.points)
     assert many <= 2**20, 'a model for FIDs longer than any that is read'
@@ -95,6 +135,7 @@ def load_model(path, options):
 def load_result(path, options):
     "A result with its tables"
     from deepmrs.quantify import load_result
+
     result = load_result(path)
     assert len(result.to_frame()) and len(result.quality()) == len(result)
 
@@ -102,21 +143,33 @@ def load_result(path, options):
 def read_answers(path, options):
     "A table of answers of another tool"
     from deepmrs.runs import read_answers
+
     assert read_answers(path, ['NAA', 'Cr'], 2).shape == (2, 2)
 
 
 def read_lcmodel(path, options):
     from deepmrs.peers import read_lcmodel
+
     assert len(read_lcmodel(path))
 
 
 def read_fsl(path, options):
     from deepmrs.peers import read_fsl_mrs
+
     assert len(read_fsl_mrs(path))
 
 
-READ = {'spectra': read_spectra, 'basis': read_basis, 'describe': describe, 'runs': read_runs, 'model': load_model, 'result': load_result, 'answers': read_answers,
-        'lcmodel': read_lcmodel, 'fsl': read_fsl}
+READ = {
+    'spectra': read_spectra,
+    'basis': read_basis,
+    'describe': describe,
+    'runs': read_runs,
+    'model': load_model,
+    'result': load_result,
+    'answers': read_answers,
+    'lcmodel': read_lcmodel,
+    'fsl': read_fsl,
+}
 
 
 class Watch:
@@ -133,7 +186,11 @@ class Watch:
             self.seen.append(FORBIDDEN[event])
         elif event == 'open':
             path, _, flags = args
-            if isinstance(path, (str, bytes, os.PathLike)) and isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC):
+            if (
+                isinstance(path, (str, bytes, os.PathLike))
+                and isinstance(flags, int)
+                and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+            ):
                 self.place(path)
         elif event in WRITES and isinstance(args[0], (str, bytes, os.PathLike)):
             self.place(args[0])
@@ -152,7 +209,11 @@ def _status(field):
 
 def _listing(folder):
     "What lies in a folder: paths, sizes, times"
-    return sorted((str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns) for p in folder.rglob('*') if p.is_file())
+    return sorted(
+        (str(p.relative_to(folder)), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in folder.rglob('*')
+        if p.is_file()
+    )
 
 
 def _short_of_memory(error):
@@ -177,17 +238,23 @@ def _sentence_fault(text):
 def _attempt(reader, path, options):
     "(kind, text): 'ok', 'refused' and the sentence, or a fault and where it was"
     from deepmrs.core import InputError
+
     try:
         READ[reader](path, options)
         return 'ok', ''
     except InputError as error:
         if _short_of_memory(error):
-            return 'memory', f'asked for more than {CEILING >> 30} GB and was refused: {str(error)[:200]}'
+            return (
+                'memory',
+                f'asked for more than {CEILING >> 30} GB and was refused: {str(error)[:200]}',
+            )
         wrong = _sentence_fault(str(error))
         if wrong:
-            return 'sentence', f'the sentence {wrong}: {str(error)[:200]!r}\n' + ''.join(traceback.format_exception(error)[-2:])
+            return 'sentence', f'the sentence {wrong}: {str(error)[:200]!r}\n' + ''.join(
+                traceback.format_exception(error)[-2:]
+            )
         return 'refused', str(error)
-    except AssertionError as error:
+    except AssertionError:
         return 'unusable', traceback.format_exc()
     except MemoryError:
         return 'memory', traceback.format_exc()
@@ -201,7 +268,9 @@ def work(connection, home):
     scratch, watch = home / 'tmp', Watch(home)
     tempfile.tempdir = str(scratch)
     os.chdir(home)
-    import deepmrs.config, deepmrs.io, deepmrs.peers, deepmrs.quantify, deepmrs.runs, deepmrs.training  # noqa: E401, F401
+    for module in ('config', 'io', 'peers', 'quantify', 'runs', 'training'):
+        importlib.import_module(f'deepmrs.{module}')
+
     faulthandler.enable(open(home / 'crash', 'w'))
     start = _status('VmRSS')
     most = _status('VmSize') + CEILING
@@ -241,6 +310,7 @@ def _spent():
 
 # ---- the process that hands out inputs
 
+
 class Worker:
     "A reading process, begun anew when it has died or hangs"
 
@@ -252,10 +322,22 @@ class Worker:
         for name in ('tmp', 'input'):
             (self.home / name).mkdir(exist_ok=True)
         self.connection, theirs = Pipe()
-        env = os.environ | {'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'TMPDIR': str(self.home / 'tmp'), 'PYTHONDONTWRITEBYTECODE': '1'}
+        env = os.environ | {
+            'OMP_NUM_THREADS': '1',
+            'MPLBACKEND': 'Agg',
+            'TMPDIR': str(self.home / 'tmp'),
+            'PYTHONDONTWRITEBYTECODE': '1',
+        }
         command = [sys.executable, __file__, '--worker', str(theirs.fileno()), str(self.home)]
-        self.process = subprocess.Popen(command, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                                        start_new_session=True)
+        self.process = subprocess.Popen(
+            command,
+            env=env,
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         theirs.close()
         if not self.connection.poll(HANGS) or self.connection.recv() != 'ready':
             raise RuntimeError('the reading process does not start')
@@ -272,9 +354,13 @@ class Worker:
                 return self.connection.recv()
             kind, text = 'hangs', f'no answer after {HANGS} s'
         except EOFError:
-            kind, text = 'crash', f'the interpreter died (exit status {self.process.wait()}):\n' + (self.home / 'crash').read_text()[:2000]
+            kind, text = (
+                'crash',
+                f'the interpreter died (exit status {self.process.wait()}):\n'
+                + (self.home / 'crash').read_text()[:2000],
+            )
         self.end()
-        return kind, text, 0., 0
+        return kind, text, 0.0, 0
 
     def end(self):
         "End the process with all that it started"
@@ -317,11 +403,14 @@ class Inputs:
         for c in cases:
             if not c.as_it_is:
                 self.groups[c.reader, Path(c.main).suffix.lower()].append(c)
-        self.all_files = [data for cases in self.groups.values() for c in cases for data in c.files.values()]
+        self.all_files = [
+            data for cases in self.groups.values() for c in cases for data in c.files.values()
+        ]
 
     def __call__(self, rnd):
         "(name, reader, files, main, options) by the choices of a `random.Random`"
         from fuzz_mutate import damage
+
         group = self.groups[rnd.choice(list(self.groups))]
         if self.small_hostile and rnd.random() < 0.05:
             group = self.small_hostile
@@ -332,7 +421,17 @@ class Inputs:
         if name.endswith('.safetensors') and rnd.random() < 0.7:
             _agree(files, name)
         if reader == 'spectra':
-            options = rnd.choice([{}, {}, {}, {'dynamics': 'separate'}, {'dynamics': 'average'}, {'conjugate': True}, {'dwell_time': 5e-4, 'spectrometer_frequency': 123.2}])
+            options = rnd.choice(
+                [
+                    {},
+                    {},
+                    {},
+                    {'dynamics': 'separate'},
+                    {'dynamics': 'average'},
+                    {'conjugate': True},
+                    {'dwell_time': 5e-4, 'spectrometer_frequency': 123.2},
+                ]
+            )
         if reader in ('spectra', 'basis') and rnd.random() < 0.15:
             reader, options = 'describe', {}
         return case.name, reader, files, case.main, options
@@ -348,6 +447,7 @@ class Inputs:
 def corpus():
     "All good and all hostile files, see `fuzz_corpus`"
     import fuzz_corpus
+
     with tempfile.TemporaryDirectory() as folder:
         return fuzz_corpus.corpus(Path(folder))
 
@@ -355,9 +455,14 @@ def corpus():
 def _agree(files, name):
     "Give the card beside a damaged file of numbers the checksum that fits"
     import hashlib
+
     card = name.replace('.safetensors', '.json')
     if card in files:
-        files[card] = re.sub(rb'("checksum": ")[0-9a-f]*', rb'\g<1>' + hashlib.sha256(files[name]).hexdigest().encode(), files[card])
+        files[card] = re.sub(
+            rb'("checksum": ")[0-9a-f]*',
+            rb'\g<1>' + hashlib.sha256(files[name]).hexdigest().encode(),
+            files[card],
+        )
 
 
 def label(kind, reader, main, text):
@@ -373,8 +478,13 @@ class Findings:
     "Faults, each distinct one kept once with the files that show it"
 
     def __init__(self, out):
-        self.out, self.counts, self.many, self.lock = Path(out), collections.Counter(), collections.Counter(), threading.Lock()
-        self.slowest, self.largest = 0., 0
+        self.out, self.counts, self.many, self.lock = (
+            Path(out),
+            collections.Counter(),
+            collections.Counter(),
+            threading.Lock(),
+        )
+        self.slowest, self.largest = 0.0, 0
 
     def add(self, about, files, answer):
         kind, text, spent, grown = answer
@@ -388,13 +498,19 @@ class Findings:
             place = self.out / name
             if not place.exists():
                 put(files, place / 'input')
-                (place / 'about.json').write_text(json.dumps(about | {'kind': kind, 'text': text}, indent=1))
+                (place / 'about.json').write_text(
+                    json.dumps(about | {'kind': kind, 'text': text}, indent=1)
+                )
                 print(f'✗ {name}: {text.strip().splitlines()[-1][:200]}', flush=True)
 
     def report(self):
         "Counts, then each distinct fault"
         lines = [f'{r:10s} {k:10s} {n}' for (r, k), n in sorted(self.counts.items())]
-        lines.append(f'{sum(self.counts.values())} inputs, {sum(self.many.values())} faults, {len(self.many)} distinct; at most {self.slowest:.1f} s and {self.largest / 2**20:.0f} MB above the start')
+        lines.append(
+            f'{sum(self.counts.values())} inputs, {sum(self.many.values())} faults, '
+            f'{len(self.many)} distinct; at most {self.slowest:.1f} s and '
+            f'{self.largest / 2**20:.0f} MB above the start'
+        )
         lines += [f'{n:6d} × {name}' for name, n in self.many.most_common()]
         return '\n'.join(lines)
 
@@ -412,7 +528,14 @@ def hunt(count, workers, seed, out, only=()):
                 if i is None:
                     return
                 name, reader, files, main, options = inputs.number(seed, i)
-                about = {'seed': seed, 'number': i, 'case': name, 'reader': reader, 'main': main, 'options': options}
+                about = {
+                    'seed': seed,
+                    'number': i,
+                    'case': name,
+                    'reader': reader,
+                    'main': main,
+                    'options': options,
+                }
                 findings.add(about, files, worker(reader, files, main, options))
                 if i % 5000 == 4999:
                     print(f'{i + 1} inputs, {time.monotonic() - start:.0f} s', flush=True)
@@ -437,13 +560,19 @@ def again(folder):
     "Read one kept input once more; returns the answer"
     folder = Path(folder)
     about = json.loads((folder / 'about.json').read_text())
-    files = {str(p.relative_to(folder / 'input')): p.read_bytes() for p in (folder / 'input').rglob('*') if p.is_file()}
+    files = {
+        str(p.relative_to(folder / 'input')): p.read_bytes()
+        for p in (folder / 'input').rglob('*')
+        if p.is_file()
+    }
     with Worker() as worker:
         return worker(about['reader'], files, about['main'], about['options'])
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument('--inputs', type=int, default=100_000)
     parser.add_argument('--workers', type=int, default=os.cpu_count())
     parser.add_argument('--seed', type=int, default=0)

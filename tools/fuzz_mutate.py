@@ -1,4 +1,8 @@
-"""Ways to damage a file: flipped bits, cuts, splices, hostile sizes, strange JSON. All draws come from one `random.Random`."""
+"""Ways to damage a file.
+
+Flipped bits, cuts, splices, hostile sizes, strange JSON. All draws come from one `random.Random`.
+"""
+
 import gzip
 import io
 import json
@@ -6,12 +10,96 @@ import struct
 import zipfile
 import zlib
 
-HOSTILE = [0, 1, 2, 3, 7, 255, 256, 32767, 32768, 65535, 2**24, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**63 - 1, 2**64 - 1]
-WORDS = ['', '0', '-1', '1', '3', '1e308', '1e-320', '-1e39', '1e39', 'nan', 'inf', '999999999999', '0.5.5', '1D400', 'T', '.true.',
-         '=', "'", '"', '$END', '&', '/', '..', '../x', '\x00', 'é', '9' * 500]
-VALUES = [None, True, False, 0, 1, -1, 2.5, 1e308, -1e39, 10**30, float('nan'), float('inf'), '', 'x', '../x', 'é\n', [], [1], [[]], {}, {'a': 1},
-          [None], [1, 'a'], '1H', [1e9, 1e9, 1e9]]
-NIFTI_FIELDS = [(40, 2, 8), (68, 2, 1), (70, 2, 1), (72, 2, 1), (76, 4, 8), (108, 4, 1), (112, 4, 2), (123, 1, 1), (252, 2, 2), (256, 4, 6), (280, 4, 12), (344, 1, 4), (348, 4, 3)]
+HOSTILE = [
+    0,
+    1,
+    2,
+    3,
+    7,
+    255,
+    256,
+    32767,
+    32768,
+    65535,
+    2**24,
+    2**31 - 1,
+    2**31,
+    2**32 - 1,
+    2**40,
+    2**63 - 1,
+    2**64 - 1,
+]
+WORDS = [
+    '',
+    '0',
+    '-1',
+    '1',
+    '3',
+    '1e308',
+    '1e-320',
+    '-1e39',
+    '1e39',
+    'nan',
+    'inf',
+    '999999999999',
+    '0.5.5',
+    '1D400',
+    'T',
+    '.true.',
+    '=',
+    "'",
+    '"',
+    '$END',
+    '&',
+    '/',
+    '..',
+    '../x',
+    '\x00',
+    'é',
+    '9' * 500,
+]
+VALUES = [
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2.5,
+    1e308,
+    -1e39,
+    10**30,
+    float('nan'),
+    float('inf'),
+    '',
+    'x',
+    '../x',
+    'é\n',
+    [],
+    [1],
+    [[]],
+    {},
+    {'a': 1},
+    [None],
+    [1, 'a'],
+    '1H',
+    [1e9, 1e9, 1e9],
+]
+NIFTI_FIELDS = [
+    (40, 2, 8),
+    (68, 2, 1),
+    (70, 2, 1),
+    (72, 2, 1),
+    (76, 4, 8),
+    (108, 4, 1),
+    (112, 4, 2),
+    (123, 1, 1),
+    (252, 2, 2),
+    (256, 4, 6),
+    (280, 4, 12),
+    (344, 1, 4),
+    (348, 4, 3),
+]
 NIFTI_MRS = 44  # code of the header extension that holds JSON
 
 
@@ -28,7 +116,7 @@ def flip_early(data, rnd, other):
 
 def set_byte(data, rnd, other):
     "One byte of any value"
-    data[rnd.randrange(len(data))] = rnd.choice([0, 1, 0x7f, 0x80, 0xff, 10, 32])
+    data[rnd.randrange(len(data))] = rnd.choice([0, 1, 0x7F, 0x80, 0xFF, 10, 32])
 
 
 def hostile_number(data, rnd, other):
@@ -36,39 +124,39 @@ def hostile_number(data, rnd, other):
     size = rnd.choice([2, 4, 8])
     reach = len(data) if rnd.random() < 0.2 else min(len(data), 600)
     start = rnd.randrange(reach) // 4 * 4
-    value = rnd.choice(HOSTILE) % 2**(8 * size)
-    data[start:start + size] = value.to_bytes(size, rnd.choice(['little', 'big']))
+    value = rnd.choice(HOSTILE) % 2 ** (8 * size)
+    data[start : start + size] = value.to_bytes(size, rnd.choice(['little', 'big']))
 
 
 def cut(data, rnd, other):
     "The end is missing"
-    del data[rnd.randrange(len(data)):]
+    del data[rnd.randrange(len(data)) :]
 
 
 def cut_out(data, rnd, other):
     "A piece is missing"
     start = rnd.randrange(len(data))
-    del data[start:start + rnd.choice([1, 4, 16, 100, 1000])]
+    del data[start : start + rnd.choice([1, 4, 16, 100, 1000])]
 
 
 def twice(data, rnd, other):
     "A piece is there twice"
     start = rnd.randrange(len(data))
-    data[start:start] = data[start:start + rnd.choice([1, 4, 16, 100, 1000])]
+    data[start:start] = data[start : start + rnd.choice([1, 4, 16, 100, 1000])]
 
 
 def blank(data, rnd, other):
     "A piece is overwritten by one value"
     start = rnd.randrange(len(data))
     size = min(rnd.choice([4, 16, 100, 1000]), len(data) - start)
-    data[start:start + size] = bytes([rnd.choice([0, 32, 255])]) * size
+    data[start : start + size] = bytes([rnd.choice([0, 32, 255])]) * size
 
 
 def splice(data, rnd, other):
     "A piece of another file"
     start, source = rnd.randrange(len(data)), rnd.randrange(max(len(other), 1))
     size = rnd.choice([4, 16, 100, 1000])
-    data[start:start + rnd.choice([0, size])] = other[source:source + size]
+    data[start : start + rnd.choice([0, size])] = other[source : source + size]
 
 
 def word(data, rnd, other):
@@ -114,7 +202,16 @@ def of_value(value, rnd):
             value[key] = of_value(value[key], rnd)
         return value
     if isinstance(value, (int, float)) and not isinstance(value, bool) and rnd.random() < 0.3:
-        return rnd.choice([-value, value * 1000, value * 1e-6, int(value) if abs(value) < 1e9 else 0, str(value), [value]])
+        return rnd.choice(
+            [
+                -value,
+                value * 1000,
+                value * 1e-6,
+                int(value) if abs(value) < 1e9 else 0,
+                str(value),
+                [value],
+            ]
+        )
     return json.loads(json.dumps(rnd.choice(VALUES)))
 
 
@@ -141,14 +238,22 @@ def of_nifti(data, rnd, other):
         start, size, many = rnd.choice(NIFTI_FIELDS)
         start += size * rnd.randrange(many)
         if size == 4 and rnd.random() < 0.6:
-            data[start:start + 4] = struct.pack('<f', rnd.choice([0., -1., 1e-30, 1e30, float('nan'), float('inf'), 352., 1e9]))
+            data[start : start + 4] = struct.pack(
+                '<f', rnd.choice([0.0, -1.0, 1e-30, 1e30, float('nan'), float('inf'), 352.0, 1e9])
+            )
         else:
-            data[start:start + size] = (rnd.choice(HOSTILE) % 2**(8 * size)).to_bytes(size, 'little')
+            data[start : start + size] = (rnd.choice(HOSTILE) % 2 ** (8 * size)).to_bytes(
+                size, 'little'
+            )
         return bytes(data)
     place = 352
     size, code = struct.unpack_from('<ii', data, place) if len(data) > 360 else (0, 0)
     if what < 0.75 and code == NIFTI_MRS and 8 < size <= len(data) - place:
-        return bytes(data[:place]) + _extension(bytes(data[place + 8:place + size]).rstrip(b'\0 '), data, rnd, other) + bytes(data[place + size:])
+        return (
+            bytes(data[:place])
+            + _extension(bytes(data[place + 8 : place + size]).rstrip(b'\0 '), data, rnd, other)
+            + bytes(data[place + size :])
+        )
     return of_bytes(data, rnd, other)
 
 
@@ -157,7 +262,7 @@ def _extension(text, data, rnd, other):
     new = of_json(text, rnd, other)
     size = (len(new) + 8 + 15) // 16 * 16
     old = struct.unpack_from('<i', data, 352)[0]
-    offset, = struct.unpack_from('<f', data, 108)
+    (offset,) = struct.unpack_from('<f', data, 108)
     struct.pack_into('<f', data, 108, offset + size - old)
     return struct.pack('<ii', size, NIFTI_MRS) + new.ljust(size - 8, b'\0')
 
@@ -191,9 +296,16 @@ def of_matlab(data, rnd, other):
     out, place = data[:128], 128
     while place + 8 <= len(data):
         kind, size = struct.unpack_from('<II', data, place)
-        body = data[place + 8:place + 8 + size]
+        body = data[place + 8 : place + 8 + size]
         if kind == 15 and rnd.random() < 0.5:
-            body = zlib.compress(of_bytes(zlib.decompress(body), rnd, other, [hostile_number, flip_early, flip, cut, set_byte]))
+            body = zlib.compress(
+                of_bytes(
+                    zlib.decompress(body),
+                    rnd,
+                    other,
+                    [hostile_number, flip_early, flip, cut, set_byte],
+                )
+            )
         out, place = out + struct.pack('<II', kind, len(body)) + body, place + 8 + size
     return out
 
@@ -202,19 +314,27 @@ def of_safetensors(data, rnd, other):
     "A safetensors file: its JSON header, the card within, or its bytes"
     if rnd.random() < 0.3:
         return of_bytes(data, rnd, other)
-    size, = struct.unpack_from('<Q', data)
-    head = json.loads(data[8:8 + size])
+    (size,) = struct.unpack_from('<Q', data)
+    head = json.loads(data[8 : 8 + size])
     meta = head.get('__metadata__', {})
     if 'card' in meta and rnd.random() < 0.6:
         meta['card'] = of_json(meta['card'].encode(), rnd, other).decode('utf-8', 'replace')
     else:
         head = of_value(head, rnd)
     new = json.dumps(head).encode()
-    return struct.pack('<Q', len(new)) + new + data[8 + size:]
+    return struct.pack('<Q', len(new)) + new + data[8 + size :]
 
 
-WAYS = {'binary': of_bytes, 'text': lambda data, rnd, other: of_bytes(data, rnd, other, TEXT), 'json': of_json, 'nifti': of_nifti, 'gzip': of_gzip,
-        'zip': of_zip, 'matlab': of_matlab, 'safetensors': of_safetensors}
+WAYS = {
+    'binary': of_bytes,
+    'text': lambda data, rnd, other: of_bytes(data, rnd, other, TEXT),
+    'json': of_json,
+    'nifti': of_nifti,
+    'gzip': of_gzip,
+    'zip': of_zip,
+    'matlab': of_matlab,
+    'safetensors': of_safetensors,
+}
 
 
 def damage(data, form, rnd, other):

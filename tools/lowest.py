@@ -6,6 +6,7 @@
 
 A requirement without `>=` (an exact pin, an upper bound) is left to pip.
 """
+
 import configparser
 import sys
 from pathlib import Path
