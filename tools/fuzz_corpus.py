@@ -43,7 +43,7 @@ FORMS = {
 ACQ = Acquisition(5e-4, 123.2, 64, echo_time=0.03)
 LINES = {'NAA': [(2.008, 3)], 'Cr': [(3.027, 3), (3.913, 2)], 'GPC': [(3.212, 9)]}
 RUN = {
-    'basis': {'simulate': {'metabolites': ['NAA', 'Cr']}},
+    'basis': {'simulate': {'names': ['NAA', 'Cr']}},
     'preset': 'none',
     'points': 64,
     'batch_size': 8,
