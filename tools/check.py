@@ -19,20 +19,75 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 WORKERS = '2'
-MINUTES = 60  # seconds
 ENV = {**os.environ, 'OMP_NUM_THREADS': '1', 'MPLBACKEND': 'Agg', 'PATH': f'{BIN}{os.pathsep}{os.environ["PATH"]}'}
+# What hangs is ended, what is only slow is not: a loaded machine must not fail the check, so no limit counts elapsed time alone.
+IDLE_SECONDS = 600  # a command that waits this long for something that does not come …
+IDLE_SHARE = 0.01  # … that is, uses less than this share of one core
+MOST_WORK = 3600  # seconds of processor time, all children together; a command that uses more runs in a circle
 
 
-def run(*command, cwd=ROOT, limit=5*MINUTES, **env):
-    "Run a command; on failure, or after `limit` seconds, end it with all its children and stop"
+def run(*command, cwd=ROOT, **env):
+    "Run a command; on failure, or when it hangs, end it with all its children and stop"
     child = subprocess.Popen([str(c) for c in command], cwd=cwd, env=ENV | env, stdin=subprocess.DEVNULL, start_new_session=True)
-    try: code = child.wait(limit)
-    except BaseException as e:
+    try:
+        why = watch(child)
+    except BaseException:
+        end(child)
+        raise
+    if why:
+        end(child)
+        sys.exit(f'✗ {" ".join(child.args)}: {why}')
+    if child.returncode:
+        sys.exit(f'✗ {" ".join(child.args)}: exit status {child.returncode}')
+
+
+def watch(child, every=10, idle=IDLE_SECONDS, most=MOST_WORK):
+    "Wait for a process; returns why it has to be ended, or None when it ended by itself"
+    began, used = time.monotonic(), 0.
+    while True:
+        try:
+            child.wait(every)
+            return None
+        except subprocess.TimeoutExpired:
+            pass
+        now, work = time.monotonic(), processor_seconds(child.pid)
+        if work is None:
+            continue
+        if work > most:
+            return f'not done after {most:g} s of processor time'
+        # Less work than before: a child has ended whose time nobody counts, which is a sign of life, too
+        if work < used or work - used > IDLE_SHARE*(now - began):
+            began, used = now, work
+        elif now - began > idle:
+            return f'hangs: it has done nothing for {idle:g} s'
+
+
+def processor_seconds(pid):
+    "Seconds of processor time of a process and of all that it started; None where there is no /proc, and so no limit is kept"
+    fields = {}
+    for place in Path('/proc').glob('[0-9]*/stat'):
+        try:
+            words = place.read_text().rpartition(')')[2].split()  # the name before it may hold blanks
+        except OSError:  # ended meanwhile
+            continue
+        # parent; its own time and that of its children that have ended
+        fields[int(place.parent.name)] = int(words[1]), sum(map(int, words[11:15]))
+    if not fields:
+        return None
+    family, ticks = {pid}, 0
+    while family:
+        ticks += sum(fields[p][1] for p in family if p in fields)
+        family = {p for p, (parent, _) in fields.items() if parent in family}
+    return ticks / os.sysconf('SC_CLK_TCK')
+
+
+def end(child):
+    "End a process with all that it started"
+    try:
         os.killpg(child.pid, signal.SIGKILL)
-        child.wait()
-        if not isinstance(e, subprocess.TimeoutExpired): raise
-        sys.exit(f'✗ {" ".join(child.args)}: not done after {limit} s')
-    if code: sys.exit(f'✗ {" ".join(child.args)}: exit status {code}')
+    except ProcessLookupError:
+        pass
+    child.wait()
 
 
 def git_files(*args):
@@ -79,13 +134,13 @@ def main():
     step('notebooks clean')
     changes_nothing('notebooks were not clean; nbdev_clean has now mended', BIN/'nbdev_clean')
     step('notebooks run')
-    changes_nothing('running the notebooks left or changed', BIN/'nbdev_test', '--n_workers', WORKERS, '--do_print', '--timing', limit=15*MINUTES)
+    changes_nothing('running the notebooks left or changed', BIN/'nbdev_test', '--n_workers', WORKERS, '--do_print', '--timing')
     step('wheel')
     tmp = Path(tempfile.mkdtemp()).resolve()
     try: check_wheel(tmp)
     finally: shutil.rmtree(tmp)
     step('tests')
-    run(BIN/'python', '-m', 'pytest', '-n', WORKERS, '--dist', 'loadfile', '--durations', '5', limit=15*MINUTES)
+    run(BIN/'python', '-m', 'pytest', '-n', WORKERS, '--dist', 'loadfile', '--durations', '10')
 
 
 if __name__ == '__main__': main()
