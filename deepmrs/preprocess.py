@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CLIFF', 'LINES', 'FILTERED', 'measured_points', 'crop_zeros', 'noise_envelope', 'noise_sd', 'noise_precision',
-           'correct_eddy_currents', 'exponentials', 'remove_water', 'conjugated', 'align', 'alignment_score', 'delay',
-           'one_part_lost', 'phase', 'normalise', 'snr', 'linewidth', 'quality_filter', 'Cohort', 'likeness',
-           'prepare_cohort', 'Augmented']
+           'correct_eddy_currents', 'exponentials', 'remove_water', 'conjugated', 'align', 'alignment_score',
+           'sharpened', 'delay', 'one_part_lost', 'phase', 'normalise', 'snr', 'linewidth', 'quality_filter', 'Cohort',
+           'likeness', 'prepare_cohort', 'Augmented']
 
 # %% ../nbs/13_preprocess.ipynb #2f1bbb46
 import math
@@ -141,9 +141,14 @@ def noise_envelope(
     mask = smooth((smooth(mask) > 0.999).double())
     seen = torch.fft.ifft(torch.fft.fft(few)*torch.fft.ifftshift(mask))
     level = torch.stack([(_robust_sd(s)/_robust_sd(seen).clamp_min(1e-300)).median() for s in seen.tensor_split(parts, -1)]).cpu()
-    # lines that are left fade early; noise that was weighted fades on. The very ends touch in a discrete transform
-    early, late = slice(parts//8, 3*parts//8), slice(9*parts//16, 13*parts//16)
-    if not level[early].mean() > 1.5*level[late].mean(): return flat
+    # lines that are left fade early, noise that was weighted fades on; the very ends touch in a discrete transform
+    x = torch.arange(parts, dtype=torch.float64)
+    early, late, both = (slice(a*parts//16, b*parts//16) for a, b in ((7, 10), (11, 14), (6, 14)))
+    if not level[early].mean() > 1.3*level[late].mean(): return flat
+    # exponential weighting, the usual one, is a straight line on a log scale
+    x, y = x - x[both].mean(), level.clamp_min(1e-12).log()
+    slope = (x[both]*(y[both] - y[both].mean())).sum()/x[both].square().sum()
+    level = torch.exp(slope*x)
     return level/level.square().mean().sqrt()
 
 # %% ../nbs/13_preprocess.ipynb #6a0e9d38
@@ -411,6 +416,14 @@ def alignment_score(
     template = _template(basis, acq, spectra.fids.device)
     try: return _in_parts(lambda fids: _best(fids, template, acq, reach, window)[0], spectra.fids)
     except InputError: return torch.full((len(spectra),), math.nan, dtype=torch.float64)
+
+
+def sharpened(
+    spectra: Spectra,  # [B]
+) -> tuple:
+    "(ppm [2N], magnitude spectra [B, 2N]) in which broad lines fade, singlets stay"
+    ppm = spectra.acquisition.replace(points=2*spectra.acquisition.points).ppm_axis(spectra.fids.device, torch.float64)
+    return ppm, _in_parts(lambda fids: _sharpen(fids, spectra.acquisition).abs(), spectra.fids)
 
 # %% ../nbs/13_preprocess.ipynb #75ab20ce
 def _onset(fids, acq, damping=10.):
