@@ -433,8 +433,8 @@ def gather_facts(
 # %% ../nbs/60_quantify.ipynb #07c6b3ea
 UNEXPLAINED = 0.25  # of the data; where more of the residual than that is no noise, the amounts are not to be trusted
 UNPLACED = 0.6  # correlation with the basis set below which a spectrum with lines was not aligned
-LATE = 0.6e-3  # s; a longer delay is more than a first-order phase
-LATE_GAIN = 1.1  # by so much must a delay explain the data better
+LATE = 0.75e-3  # s; a longer delay is more than a first-order phase
+LATE_GAIN = 1.06  # by so much must a delay explain the data better
 
 
 def judged(
@@ -494,11 +494,14 @@ def late_points(
     points = late[clear]/ready.acquisition.dwell_time
     if len(points) < max(len(ready)//4, 1): return 0
     k = round(float(points.median()))
-    certain = ((points - k).abs() < 1) & (gain[clear] > LATE_GAIN)
+    certain = ((points - points.median()).abs() < 3) & (gain[clear] > LATE_GAIN)
     if k < 2 or k*ready.acquisition.dwell_time < LATE or certain.double().mean() < 0.9: return 0
-    # before the echo or the pulse there is no signal of the lines yet
-    start = (ready.fids[clear, :max(k//2, 1)].abs().mean(-1)/ready.fids[clear, k:2*k + 1].abs().mean(-1)).median()
-    return k if start < 0.5 else 0
+    # lines say when the FID begins to within two or three points; the jump of its size says it exactly
+    size = ready.fids[clear].abs()
+    size = (size/size.amax(-1, keepdim=True)).mean(0)
+    near = torch.arange(max(k - 3, 1), k + 4, device=size.device)
+    at = int(near[(size[near] - size[near - 1]).argmax()])
+    return at if size[:at].max() < 0.5*size[at] else 0
 
 
 def without_first(

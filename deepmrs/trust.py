@@ -194,12 +194,12 @@ def leftover(
 
 
 def _sizes(decoder, fids, params, keep, parts=16):
-    "(rms of data, of residual, its lag-1 correlation [B], where in time the fit's energy is [B, parts]) in the window"
+    "(rms of data, of residual, its lag-1 correlation [B], where in time the fit has its signal [B, parts]) in the window"
     with torch.no_grad(): model = decoder(params)
     points = lambda x: torch.view_as_real(fid_to_spectrum(x, keep).to(torch.complex128))
     rms = lambda x: x.square().mean((1, 2)).sqrt()
     data, rest = points(fids), points(fids - model)
     rest = rest - rest.mean(1, keepdim=True)
     correlation = (rest[:, 1:]*rest[:, :-1]).sum((1, 2))/rest.square().sum((1, 2)).clamp_min(1e-300)
-    energy = torch.stack([x.abs().double().square().sum(-1) for x in model.tensor_split(parts, -1)], -1)
-    return rms(data), rms(points(fids - model)), correlation, energy/energy.sum(-1, keepdim=True).clamp_min(1e-300)
+    size = torch.stack([x.abs().double().sum(-1) for x in model.tensor_split(parts, -1)], -1)
+    return rms(data), rms(points(fids - model)), correlation, size/size.sum(-1, keepdim=True).clamp_min(1e-300)

@@ -154,7 +154,10 @@ def test_maps_keep_grid_and_affine_bit_for_bit(tmp_path, affine):
     assert np.allclose(naa.ravel(), r.amplitudes[:, 0].numpy(), rtol=1e-6, equal_nan=True) and np.isnan(naa.ravel()).sum() == 1 and np.isnan(naa[1, 0, 1])
     sd = nib.load(tmp_path/'uncertainties/tCr_sd.nii.gz').get_fdata()
     frame = r.to_frame()
-    assert np.allclose(sd.ravel(), frame[frame.metabolite == 'tCr'].crlb_percent, rtol=1e-5, equal_nan=True)
+    tcr = frame[frame.metabolite == 'tCr']
+    assert np.allclose(sd.ravel(), 100*tcr.sd/tcr.amplitude, rtol=1e-5, equal_nan=True)
+    ok = nib.load(tmp_path/'qc/ok.nii.gz').get_fdata()
+    assert (ok.ravel() == [r == 'ok' for r in r.reasons]).all()
     assert np.allclose(nib.load(tmp_path/'concs/internal/tNAA.nii.gz').get_fdata().ravel(), frame[frame.metabolite == 'tNAA'].ratio_tCr, rtol=1e-5, equal_nan=True)
 
 
