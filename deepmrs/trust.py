@@ -153,11 +153,11 @@ def sd_scale(
     squared = misfit.square()
     excess = (squared - 1 - chance).clamp_min(0)
     alike = (correlation + .1).clamp(0, SMOOTHEST)
-    scale = ((1 + together*(1 + alike)/(1 - alike)*excess)/squared).sqrt()
+    scale = ((1 + together*(1 + alike)/(1 - alike)*excess)/squared.clamp_min(1)).sqrt()
     return torch.where(torch.isfinite(scale), scale, 1.).clamp_min(1.)
 
 # %% ../nbs/52_trust.ipynb #e47a1b38
-ROUNDING = 3e-7  # of the largest point of a FID: noise below that was not measured
+ROUNDING = 1e-5  # of the largest point of a FID; what is read as noise below that is rounding and the feet of lines
 
 
 def _shown_window(acquisition, window):
