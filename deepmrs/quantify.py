@@ -431,7 +431,7 @@ def gather_facts(
     return facts
 
 # %% ../nbs/60_quantify.ipynb #07c6b3ea
-UNEXPLAINED = 0.25  # of the data; where more of the residual than that is no noise, the amounts are not to be trusted
+UNEXPLAINED = 0.25  # of the data; where more of the residual than that is no noise, the amounts are not to be trusted (a network alone: twice that)
 UNPLACED = 0.5  # correlation with the basis set below which a spectrum with lines was not aligned
 LATE = 0.75e-3  # s; a longer delay is more than a first-order phase
 LATE_GAIN = 1.06  # by so much must a delay explain the data better
@@ -452,13 +452,13 @@ def judged(
     lost = ~torch.isfinite(fitted.params).all(-1) | sd.isnan().any(-1) | sd.isinf().all(-1)
     late = ~fitted.converged if method != 'network' else torch.zeros_like(fitted.converged)
     none = ~((fitted.params[:, :metabolites]/sd.clamp_min(1e-300)) > 3).any(-1)
-    codes = {'undetermined': lost, 'no_signal': none} | _faults(facts or {})
+    codes = {'undetermined': lost, 'no_signal': none} | _faults(facts or {}, UNEXPLAINED*(2 if method == 'network' else 1))
     codes = {k: v for k, v in codes.items() if k not in ('lines_missing', 'misfit')} | {'out_of_reach': at_bound(decoder, fitted.params), 'not_converged': late} | {
         k: v for k, v in codes.items() if k in ('lines_missing', 'misfit')}
     return [r if r != 'ok' else next((k for k, v in codes.items() if bool(v[i])), 'ok') for i, r in enumerate(reasons)]
 
 
-def _faults(facts):
+def _faults(facts, most):
     "Masks [B] of what the facts tell, the most telling first"
     out = {}
     if 'one_part' in facts: out['no_imaginary'] = facts['one_part'] > 0
@@ -468,7 +468,7 @@ def _faults(facts):
         out['delayed'], out['points_lost'] = sure & (facts['delay_s'] > LATE), sure & (facts['delay_s'] < -LATE)
     if 'alignment_score' in facts: out['not_aligned'] = facts['alignment_score'] < UNPLACED
     if 'lines_missing' in facts: out['lines_missing'] = facts['lines_missing'] > 0
-    if 'unexplained' in facts: out['misfit'] = (facts['unexplained'] > UNEXPLAINED) & ~(facts['misfit'] < STRANGE)
+    if 'unexplained' in facts: out['misfit'] = (facts['unexplained'] > most) & ~(facts['misfit'] < STRANGE)
     return out
 
 

@@ -244,7 +244,7 @@ def test_long_data_are_cut_and_short_basis_sets_too():
     basis, s, truth = brains(1)
     long = s.replace(torch.nn.functional.pad(s.fids, (0, 10**6 - 2048)))
     r = quantify(long, basis)
-    assert any('only the first' in n for n in r.notes) and ((r.amplitudes - quantify(s, basis).amplitudes).abs() < 1e-3).all()
+    assert any('zero filling' in n for n in r.notes) and ((r.amplitudes - quantify(s, basis).amplitudes).abs() < 1e-3).all()
     assert math.isclose(covered(basis), 2048*2.5e-4) and covered(singlets(damping=20.)) == math.inf
     with pytest.raises(InputError, match='65536'): shorten(Spectra(torch.ones(1, 2**20), 2e-7, 123.2))
     rings = singlets(ACQ.replace(points=1200))

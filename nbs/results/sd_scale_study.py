@@ -3,7 +3,8 @@
     python nbs/results/sd_scale_study.py            # 40 spectra a level; rows go to sd_scale_study.csv
     python nbs/results/sd_scale_study.py --preset brain-7t
 
-The spectra of `mismatch_study.py` at SNR 10 to 200, and, as the control, spectra that the preset itself made (`in distribution`). One row a level: rms of error over error bar (all amounts and the four totals) and
+The spectra of `mismatch_study.py` at SNR 10 to 200, and spectra that the preset made with the wide amounts and baselines that
+networks are trained on (`priors of training`), which its own ratio priors don't expect. One row a level: rms of error over error bar (all amounts and the four totals) and
 the share of amounts within 1.96 error bars, by the Cramér-Rao bound alone and with `sd_scale`.
 """
 import argparse
@@ -51,7 +52,7 @@ def main():
             fids, truth, _ = mismatch.make_spectra(basis, args.n, snr, kind, seed=snr)
             rows.append({'preset': args.preset, 'spectra': f'mismatch, {kind}', 'snr': snr} | row(decoder, used.window, basis.names, fids, truth))
         made = Simulator(decoder, brain_priors(decoder), noise_sd=60./snr)(2*args.n, torch.Generator().manual_seed(snr))
-        rows.append({'preset': args.preset, 'spectra': 'in distribution', 'snr': snr} | row(decoder, used.window, basis.names, made.fids, made.params[:, :len(basis.names)]))
+        rows.append({'preset': args.preset, 'spectra': 'priors of training', 'snr': snr} | row(decoder, used.window, basis.names, made.fids, made.params[:, :len(basis.names)]))
         table = pd.DataFrame(rows)
         table.to_csv(args.out, index=False, float_format='%.4g')
     print(table.round(3).to_string())
