@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['FAR_OFF', 'LONGEST', 'MOST', 'FACTS', 'SINGLET_OF', 'UNEXPLAINED', 'UNPLACED', 'LATE', 'LATE_GAIN', 'WELL', 'METHODS',
-           'MANY', 'RESULT_FORMAT', 'total_weights', 'weighted', 'ratio', 'Beliefs', 'beliefs', 'Result', 'to_frame',
-           'quality', 'spectrum', 'plot', 'prepare', 'usable', 'look_at', 'covered', 'shorten', 'scatter_fit',
-           'trust_notes', 'lines_missing', 'gather_facts', 'judged', 'unexplained', 'late_points', 'without_first',
-           'wider', 'estimate', 'estimate_and_trust', 'quantify', 'chosen_stiffness', 'describe_settings',
-           'writable_folder', 'save', 'save_state', 'load_result']
+           'MANY', 'RESULT_FORMAT', 'total_weights', 'weighted', 'ratio', 'Beliefs', 'beliefs', 'Result', 'error_scale',
+           'amount_covariance', 'amounts', 'to_frame', 'quality', 'spectrum', 'plot', 'prepare', 'usable', 'look_at',
+           'covered', 'shorten', 'scatter_fit', 'trust_notes', 'lines_missing', 'gather_facts', 'judged', 'unexplained',
+           'late_points', 'without_first', 'wider', 'trimmed', 'estimate', 'estimate_and_trust', 'quantify',
+           'chosen_stiffness', 'describe_settings', 'writable_folder', 'save', 'save_state', 'load_result']
 
 # %% ../nbs/60_quantify.ipynb #0dc95518
 import datetime
@@ -142,16 +142,6 @@ class Result:
         return self.fit.params[:, :len(self.names)]
 
     @property
-    def sd_scale(self):
-        "By how much error bars are longer than the Cramér-Rao bound [B], because the residual is more than white noise (chapter 52)"
-        return self.facts.get('sd_scale', torch.ones(len(self), dtype=torch.float64))
-
-    def amount_covariance(self, scaled=True):
-        "Covariance [B, K, K] of all amounts; the Cramér-Rao bound alone unless `scaled`"
-        bound = self.fit.covariance[:, :self.decoder.linear, :self.decoder.linear]
-        return bound*self.sd_scale.to(bound)[:, None, None].square() if scaled else bound
-
-    @property
     def sd(self):
         "Standard deviations [B, M] of the amounts: Cramér-Rao bounds with all nuisance parameters, times `sd_scale`"
         return self.bound*self.sd_scale.to(self.bound)[:, None]
@@ -170,15 +160,33 @@ class Result:
         "One block of parameters [B, size], such as 'shift' (Hz), 'lorentzian' (1/s), 'phase' (rad)"
         return self.decoder.layout.split(self.fit.params)[name]
 
-    def amounts(self):
-        "Names, values [B, R], sds [B, R], kinds and weights [R, K] of all rows of the table: metabolites, macromolecules, totals"
-        K, M = self.decoder.linear, len(self.names)
-        totals = total_weights(self.names)
-        W = torch.cat([torch.eye(K, dtype=torch.float64), torch.nn.functional.pad(torch.stack(list(totals.values())), (0, K - M))]) if totals else torch.eye(K, dtype=torch.float64)
-        kinds = ['metabolite']*M + ['macromolecule']*(K - M) + ['total']*len(totals)
-        a, C = self.fit.params[:, :K].cpu(), self.amount_covariance().cpu()
-        values, sds = zip(*(weighted(a, C, w) for w in W))
-        return self.all_names + list(totals), torch.stack(values, -1), torch.stack(sds, -1), kinds, W
+# %% ../nbs/60_quantify.ipynb #2d70fb1e
+def error_scale(result):
+    "By how much error bars are longer than the Cramér-Rao bound [B], because the residual is more than white noise (chapter 52); `Result.sd_scale`"
+    return result.facts.get('sd_scale', torch.ones(len(result), dtype=torch.float64))
+
+
+def amount_covariance(
+    result,
+    scaled: bool = True,  # False: the Cramér-Rao bound alone
+) -> torch.Tensor:
+    "Covariance [B, K, K] of all amounts"
+    bound = result.fit.covariance[:, :result.decoder.linear, :result.decoder.linear]
+    return bound*result.sd_scale.to(bound)[:, None, None].square() if scaled else bound
+
+
+def amounts(result):
+    "Names, values [B, R], sds [B, R], kinds and weights [R, K] of all rows of the table: metabolites, macromolecules, totals"
+    K, M = result.decoder.linear, len(result.names)
+    totals = total_weights(result.names)
+    W = torch.cat([torch.eye(K, dtype=torch.float64), torch.nn.functional.pad(torch.stack(list(totals.values())), (0, K - M))]) if totals else torch.eye(K, dtype=torch.float64)
+    kinds = ['metabolite']*M + ['macromolecule']*(K - M) + ['total']*len(totals)
+    a, C = result.fit.params[:, :K].cpu(), result.amount_covariance().cpu()
+    values, sds = zip(*(weighted(a, C, w) for w in W))
+    return result.all_names + list(totals), torch.stack(values, -1), torch.stack(sds, -1), kinds, W
+
+
+Result.sd_scale, Result.amount_covariance, Result.amounts = property(error_scale), amount_covariance, amounts
 
 # %% ../nbs/60_quantify.ipynb #b1c0f733
 def to_frame(result):
@@ -431,7 +439,7 @@ def gather_facts(
     return facts
 
 # %% ../nbs/60_quantify.ipynb #07c6b3ea
-UNEXPLAINED = 0.25  # of the data; where more of the residual than that is no noise, the amounts are not to be trusted (a network alone: twice that)
+UNEXPLAINED = 0.25  # of the data; where more of the residual than that is no noise, the amounts are not to be trusted (a network alone leaves more over by a slight shift; `Trust` judges it)
 UNPLACED = 0.5  # correlation with the basis set below which a spectrum with lines was not aligned
 LATE = 0.75e-3  # s; a longer delay is more than a first-order phase
 LATE_GAIN = 1.06  # by so much must a delay explain the data better
@@ -452,7 +460,7 @@ def judged(
     lost = ~torch.isfinite(fitted.params).all(-1) | sd.isnan().any(-1) | sd.isinf().all(-1)
     late = ~fitted.converged if method != 'network' else torch.zeros_like(fitted.converged)
     none = ~((fitted.params[:, :metabolites]/sd.clamp_min(1e-300)) > 3).any(-1)
-    codes = {'undetermined': lost, 'no_signal': none} | _faults(facts or {}, UNEXPLAINED*(2 if method == 'network' else 1))
+    codes = {'undetermined': lost, 'no_signal': none} | _faults(facts or {}, math.inf if method == 'network' else UNEXPLAINED)
     codes = {k: v for k, v in codes.items() if k not in ('lines_missing', 'misfit')} | {'out_of_reach': at_bound(decoder, fitted.params), 'not_converged': late} | {
         k: v for k, v in codes.items() if k in ('lines_missing', 'misfit')}
     return [r if r != 'ok' else next((k for k, v in codes.items() if bool(v[i])), 'ok') for i, r in enumerate(reasons)]
@@ -522,6 +530,30 @@ def wider(
     "The same fit with noise and covariance scaled, for a posterior that agrees with the error bars"
     return replace(fitted, noise=fitted.noise*scale, covariance=fitted.covariance*scale[:, None, None].square())
 
+# %% ../nbs/60_quantify.ipynb #7a31c5f8
+def trimmed(
+    spectra: Spectra,
+    shortest: int,  # points that must stay, for a network
+    longest: float,  # s
+) -> tuple:
+    "(spectra without zero filling and what lies beyond `longest`, points that the fit is written with, factor by which zeros that had to stay would shrink the error bars)"
+    on_file, count, filling = spectra.acquisition.points, measured_points(spectra.fids), 1.
+    if count >= shortest: spectra = crop_zeros(spectra)
+    else: filling = math.sqrt(on_file/count)
+    cropped = spectra.acquisition.points
+    spectra = shorten(spectra, longest)
+    return spectra, on_file if spectra.acquisition.points == cropped else spectra.acquisition.points, filling
+
+
+def _check_choices(method, model, basis, choices):
+    "`InputError` for choices that exclude each other; `choices`: was anything chosen that a trained model fixes?"
+    if method not in METHODS: raise InputError(f'There is no method {method!r}; choose fit, network or hybrid.')
+    if model is None and method != 'fit': raise InputError(f'The method {method} needs a trained model; give one, or use method fit with a basis set.')
+    if model is None and basis is None: raise InputError('Give a basis set, or a trained model, which brings its own.')
+    if model is not None and basis is not None: raise InputError('A trained model brings its own basis set; leave the basis set out, or leave the model out and use method fit.')
+    if model is not None and choices and method != 'fit':
+        raise InputError('A trained model fixes preset, baseline and macromolecules; leave them out, or use method fit.')
+
 # %% ../nbs/60_quantify.ipynb #3e50e0cb
 METHODS = ('fit', 'network', 'hybrid')
 MANY = 500  # spectra; for more, the posterior is worked out only if asked for
@@ -568,21 +600,11 @@ def quantify(
     "Amounts of the metabolites in each spectrum, with error bars: a `Result`. Raises `InputError` for what can't be quantified"
     spectra, water, basis = _loaded(spectra, 'spectra'), _loaded(water, 'spectra'), _loaded(basis, 'basis')
     method = method or ('fit' if model is None else 'hybrid')
-    if method not in METHODS: raise InputError(f'There is no method {method!r}; choose fit, network or hybrid.')
-    if model is None and method != 'fit': raise InputError(f'The method {method} needs a trained model; give one, or use method fit with a basis set.')
-    if model is None and basis is None: raise InputError('Give a basis set, or a trained model, which brings its own.')
-    if model is not None and basis is not None: raise InputError('A trained model brings its own basis set; leave the basis set out, or leave the model out and use method fit.')
-    if model is not None and any(v is not None for v in (preset, baseline, macromolecules, measured)) and method != 'fit':
-        raise InputError('A trained model fixes preset, baseline and macromolecules; leave them out, or use method fit.')
+    _check_choices(method, model, basis, any(v is not None for v in (preset, baseline, macromolecules, measured)))
     model, device = _loaded_model(model), _device(device)
     if model is not None and method == 'fit': model, basis, preset, measured = None, *_from_model(model, preset, measured)
-    reasons, on_file, measured_ones = usable(spectra), spectra.acquisition.points, measured_points(spectra.fids)
-    shortest, filling = 0 if model is None else model.points, 1.
-    if measured_ones >= shortest: spectra = crop_zeros(spectra)
-    else: filling = math.sqrt(on_file/measured_ones)  # the network needs the zeros, the error bars must not count them
-    cropped = spectra.acquisition.points
-    spectra = shorten(spectra, min(LONGEST, covered(basis)) if model is None else model.acquisition.points*model.acquisition.dwell_time)
-    if spectra.acquisition.points < cropped: on_file = spectra.acquisition.points  # what lies beyond was not fitted
+    reasons, shortest = usable(spectra), 0 if model is None else model.points
+    spectra, on_file, filling = trimmed(spectra, shortest, min(LONGEST, covered(basis)) if model is None else model.acquisition.points*model.acquisition.dwell_time)
     ok, given = torch.tensor([r == 'ok' for r in reasons]), basis
     choose = lambda: _choose(spectra, given, model, preset, baseline, macromolecules, measured)
     if water is not None and len(water) > 1 and not ok.all(): water = water[ok]
