@@ -495,6 +495,7 @@ def unexplained(facts):
 def late_points(
     ready: Spectra,  # prepared [B]
     basis: Basis,  # sampled as the data
+    most: int,  # points that may be left out
 ) -> int:
     "Points before the FIDs begin, the same in nearly all spectra: the group delay of a digital filter; 0 unless that is certain"
     if ready.acquisition.nucleus != '1H': return 0
@@ -511,7 +512,7 @@ def late_points(
     size = (size/size.amax(-1, keepdim=True)).mean(0)
     near = torch.arange(max(k - 3, 1), k + 4, device=size.device)
     at = int(near[(size[near] - size[near - 1]).argmax()])
-    return at if size[:at].max() < 0.5*size[at] else 0
+    return at if at <= most and size[:at].max() < 0.5*size[at] else 0
 
 
 def without_first(
@@ -610,8 +611,7 @@ def quantify(
     if water is not None and len(water) > 1 and not ok.all(): water = water[ok]
     decoder, used, notes, basis = choose()
     ready = prepare(spectra if ok.all() else spectra[ok], basis, used, water)
-    late = late_points(ready, basis) if used.align else 0
-    if spectra.acquisition.points - late < shortest: late = 0
+    late = late_points(ready, basis, spectra.acquisition.points - shortest) if used.align else 0
     if late:
         seconds = late*spectra.acquisition.dwell_time
         spectra, water = without_first(spectra, seconds), water and without_first(water, seconds)
