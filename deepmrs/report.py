@@ -106,7 +106,13 @@ def correlation_picture(result, i):
 # %% ../nbs/62_report.ipynb #680662c4
 STATUS = {'ok': 'quantified', 'empty': 'not quantified: the data hold only zeros', 'not_converged': 'the fit did not converge; the values are those of its last step',
           'undetermined': 'the data do not determine the amounts', 'no_signal': 'no amount reaches three error bars; there is hardly any signal',
-          'out_of_reach': 'the spectrum lies as far from the basis set as the model lets it; check its ppm axis, field and dwell time'}
+          'out_of_reach': 'the spectrum lies as far from the basis set as the model lets it; check its ppm axis, field and dwell time',
+          'no_imaginary': 'the FID is no complex number (its imaginary part is zero or a copy of the real one), so half of each line is missing; export the data anew',
+          'delayed': 'the FID begins late against the basis set (points of a digital filter before it?), so the amounts are wrong; cut those points off',
+          'points_lost': 'the first points of the FID are missing, so the amounts are wrong',
+          'not_aligned': 'no clear lines of the basis set were found, so the spectrum could not be placed; check ppm axis, field, dwell time and basis set',
+          'lines_missing': 'tall lines of tNAA, tCr or tCho are in the data, but not in the fit; check ppm axis, dwell time and basis set',
+          'misfit': 'much of the data is not in the model (lipids, artefacts, another basis set?), so the amounts are not to be trusted'}
 MAIN = (*TOTALS, 'Ins')  # what a summary shows
 
 
@@ -168,7 +174,10 @@ def grade(
 _COLUMNS = (  # label, column, format, factor, meaning
     ('SNR of NAA', 'snr', '.0f', 1, 'tallest magnitude within 0.1 ppm of 2.01 ppm over the sd of the noise in one part of the spectrum'),
     ('SNR of the residual', 'snr_residual', '.0f', 1, 'tallest fitted point above the baseline over twice the rms residual in the window (as LCModel defines it)'),
-    ('residual over noise', 'misfit', '.1f', 1, 'rms residual in the window over the noise at the edges of the spectrum; 1: nothing but noise is left'),
+    ('residual over noise', 'misfit', '.1f', 1, 'rms residual in the window over the noise, read where no lines are; 1: nothing but noise is left'),
+    ('unexplained (%)', 'unexplained', '.1f', 100, 'what of the residual is no noise, over the data in the window (both rms)'),
+    ('correlation of the residual', 'residual_correlation', '.2f', 1, 'of a point of the residual with the next; noise alone gives about −0.1, structure more'),
+    ('errors over bound', 'sd_scale', '.2f', 1, 'by which the stated errors are longer than the Cramér-Rao bound, as the residual is more than white noise'),
     ('linewidth (Hz)', 'linewidth_hz', '.1f', 1, 'full width at half height of NAA in the data, above the local baseline'),
     ('linewidth (ppm)', 'linewidth_ppm', '.3f', 1, 'the same; below 0.1 ppm good, to 0.15 ppm doubtful, above bad'),
     ('shift (Hz)', 'shift_hz', '.2f', 1, 'of the lines, left after alignment; positive to higher ppm'),
@@ -303,7 +312,7 @@ def worth_seeing(result, q, first=2, worst=2):
     score = q.snr_residual.fillna(0.).to_numpy()
     for i in sorted(fitted, key=lambda i: (result.reasons[i] == 'ok', score[i])):
         if len(out) < min(first + worst, len(fitted)) and i not in [j for j, _ in out]:
-            out.append((i, 'Did not converge. ' if result.reasons[i] != 'ok' else 'Among the lowest SNR of the residual. '))
+            out.append((i, f'{STATUS.get(result.reasons[i], result.reasons[i]).capitalize()}. ' if result.reasons[i] != 'ok' else 'Among the lowest SNR of the residual. '))
     return out
 
 # %% ../nbs/62_report.ipynb #6719fe6f
