@@ -225,7 +225,6 @@ class Spectra:
     def is_image(self):
         "Does the grid hold several voxels? Repetitions of one voxel are no image"
         return len(self.shape) > 1 and math.prod(self.shape[:3]) > 1
-
     def __getitem__(self, i):
         "Some of the spectra (an index, a slice, a list or a mask), as `Spectra`"
         idx = torch.arange(len(self))[i].reshape(-1)
@@ -239,9 +238,7 @@ class Spectra:
         return Spectra(fids, **(kw | changes))
 
     def spectrum(self): return fid_to_spectrum(self.fids)  # complex [B, N]
-
     def to(self, device): return self.replace(self.fids.to(device))
-
     def describe(self):
         "Two lines: how many spectra, and their acquisition"
         grid = '' if len(self.shape) == 1 else f' on a grid of {" × ".join(map(str, self.shape))}'

@@ -1525,6 +1525,7 @@ STANDARD_FIELDS = ('Manufacturer', 'ManufacturersModelName', 'SoftwareVersions',
                    'WaterSuppressionType', 'SequenceTriggered', 'VOI')  # of KEPT, those that the standard has for data of any shape
 
 
+# %% ../nbs/12_io.ipynb #e2f3a4b5
 def _write_nifti_mrs(spectra, path):
     "NIfTI-MRS: a grid as X, Y, Z; more spectra without a grid along DIM_USER_0"
     from nifti_mrs.create_nmrs import gen_nifti_mrs_hdr_ext

@@ -222,7 +222,7 @@ WATER_PPM = 4.68  # where residual water lies in the living brain, once the data
 WATER_SPREAD = 0.07  # ppm, sd around it: temperature, field, the edge of the suppression
 WATER_REACH = (4.3, 5.2)  # ppm; no line of water lies outside
 WATER_DAMPING = (10., 200.)  # 1/s: lines 3 to 64 Hz wide
-WATER_SIZE = 1e6  # size of the water in units of the noise sd of a FID's point: as good as unknown
+WATER_SIZE = 1e6  # size of the water in units of the noise sd of a FID's point, at a dwell time of 0.25 ms: as good as unknown
 OTHERS_SIZE = 300.  # of the metabolites in the same units
 OTHERS_DAMPING = (6., 80.)  # 1/s
 LISTENED = (4.2, 6.5)  # ppm; what lies here, above the fit window, tells what the water is
@@ -333,6 +333,7 @@ def water_model(acq: Acquisition, window: tuple[float, float] = (0.2, 4.2)) -> W
     return _water_model(plain, float(min(window)), float(max(window)))
 
 
+# %% ../nbs/13_preprocess.ipynb #a7c8d9e0
 @functools.lru_cache(maxsize=8)
 def _water_model(acq, low, high):
     axis = acq.ppm_axis(dtype=torch.float64)
@@ -368,7 +369,12 @@ def _water_lines(acq):
     "(ppm, damping (1/s), prior sd of the amplitude in units of the noise) of the lines of water [L]"
     ppm, damping, share = line_grid(*WATER_REACH, WATER_DAMPING, acq.spectrometer_frequency)
     weight = share*torch.exp(-0.5*((ppm - WATER_PPM)/WATER_SPREAD)**2)
-    return ppm, damping, WATER_SIZE*(weight/weight.sum()).sqrt()
+    return ppm, damping, WATER_SIZE*_finer(acq)*(weight/weight.sum()).sqrt()
+
+
+def _finer(acq):
+    "The noise of a point grows with the bandwidth, and the same signal is smaller in its units"
+    return math.sqrt(acq.dwell_time/2.5e-4)
 
 
 def _others_and_noise(acq, points):
@@ -377,7 +383,7 @@ def _others_and_noise(acq, points):
     parts = []
     for low, high, height, coarsest in OTHERS:
         ppm, damping, share = line_grid(low, high, OTHERS_DAMPING, acq.spectrometer_frequency, coarsest)
-        size = OTHERS_SIZE*(share*height/total/acq.points).sqrt()
+        size = OTHERS_SIZE*_finer(acq)*(share*height/total/acq.points).sqrt()
         parts.append(line_spectra(acq, ppm, damping, points)*size)
     lines = torch.cat(parts, 1)
     covariance = lines @ lines.mH

@@ -8,8 +8,8 @@ __all__ = ['LONGEST', 'MOST', 'FACTS', 'SINGLET_OF', 'UNEXPLAINED', 'UNPLACED', 
            'error_scale', 'amount_covariance', 'amounts', 'to_frame', 'quality', 'spectrum', 'plot', 'prepare',
            'without_tails', 'usable', 'look_at', 'covered', 'shorten', 'scatter_fit', 'trust_notes', 'lines_missing',
            'gather_facts', 'judged', 'unexplained', 'late_points', 'without_first', 'wider', 'trimmed', 'estimate',
-           'estimate_and_trust', 'quantify', 'input_origin', 'record_of', 'chosen_stiffness', 'describe_settings',
-           'writable_folder', 'save', 'write_files', 'save_state', 'load_result']
+           'estimate_and_trust', 'among', 'quantify', 'input_origin', 'record_of', 'chosen_stiffness',
+           'describe_settings', 'writable_folder', 'save', 'write_files', 'save_state', 'load_result']
 
 # %% ../nbs/60_quantify.ipynb #0dc95518
 import datetime
@@ -606,6 +606,13 @@ def estimate_and_trust(decoder, fids, method, window=None, model=None, progress=
     fitted, trust = network_fit(decoder, fids, start, window, progress) if look else (fit(decoder, fids, start=start, window=window, max_steps=0, progress=progress), None)
     return model.with_own_errors(fids, fitted) if getattr(model, 'uncertain', False) else fitted, trust
 
+# %% ../nbs/60_quantify.ipynb #c0d1e2f3
+def among(values: torch.Tensor, where: torch.Tensor, fill: float) -> torch.Tensor:
+    "Values [b, …] of the spectra in the mask `where` [B], put among all B; the others get `fill`"
+    out = values.new_full((len(where), *values.shape[1:]), fill)
+    out[where] = values
+    return out
+
 # %% ../nbs/60_quantify.ipynb #b11a9929
 def quantify(
     spectra,  # `Spectra`, or a path that `read_spectra` understands
@@ -655,12 +662,10 @@ def quantify(
         trust = trust.each(torch.Tensor.cpu)
         notes += trust_notes(trust, method)
     if not ok.all():
-        fids = torch.zeros(len(spectra), ready.fids.shape[-1], dtype=ready.fids.dtype)
-        fids[ok] = ready.fids
-        ready, fitted = spectra.replace(fids, notes=ready.notes), scatter_fit(fitted, ok)
-        if trust is not None: trust = trust.each(lambda v: torch.zeros(len(ok), dtype=v.dtype).masked_scatter_(ok, v))
-        facts = {k: v.new_full((len(ok),), 1. if k == 'sd_scale' else math.nan).index_copy(0, torch.nonzero(ok)[:, 0], v) for k, v in facts.items()}
-        if known is not None: known = known.each(lambda v: v.new_full((len(ok), *v.shape[1:]), math.nan).index_copy(0, torch.nonzero(ok)[:, 0], v))
+        ready, fitted = spectra.replace(among(ready.fids, ok, 0.), notes=ready.notes), scatter_fit(fitted, ok)
+        if trust is not None: trust = trust.each(lambda v: among(v, ok, 0))
+        facts = {k: among(v, ok, 1. if k == 'sd_scale' else math.nan) for k, v in facts.items()}
+        if known is not None: known = known.each(lambda v: among(v, ok, math.nan))
         notes.append(f'{int((~ok).sum())} of {len(spectra)} spectra hold only zeros; they are NaN in the table.')
     reasons = judged(reasons, fitted, method, decoder, facts)
     if decoder.baseline is not None and decoder.baseline.auto and fitted.stiffness is not None: notes.append(chosen_stiffness(fitted.stiffness))

@@ -157,7 +157,7 @@ def sd_scale(
     return torch.where(torch.isfinite(scale), scale, 1.).clamp_min(1.)
 
 # %% ../nbs/52_trust.ipynb #e47a1b38
-ROUNDING = 1e-5  # of the largest point of a FID; what is read as noise below that is rounding and the feet of lines
+ROUNDING = 1e-4  # of the largest point of a FID, an SNR of some 3,000; what is read as noise below that is rounding and the feet of lines
 
 
 def _shown_window(acquisition, window):

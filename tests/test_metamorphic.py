@@ -276,7 +276,7 @@ def test_finer_data(preset):
     after = amounts(Spectra(finer + wide.to(finer.dtype), acquisition=acq), preset)
     # The new band holds a little: the feet of the lines, and half of the first point's noise, a
     # constant under the spectrum
-    assert_same(before(preset), after, limit=0.5 if preset == 'none' else 0.3, sd=0.15)
+    assert_same(before(preset), after, limit=0.5, sd=0.15)
 
 
 @every_preset

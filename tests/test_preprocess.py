@@ -165,7 +165,7 @@ def test_the_signal_space_is_the_exact_one():
     fid = (brain() + pools(1, 20.)[0] + noise(1)[0])[:512]
     U, exact = _signal_space(fid[None], 16)[0], exact_space(fid, 16)
     cosines = torch.linalg.svdvals(exact.mH @ U)
-    assert cosines[:8].min() > 1 - 1e-6 and cosines.min() > .98
+    assert cosines[:8].min() > 1 - 1e-6 and cosines[:12].min() > .999  # the last ones are noise
 
 
 def test_powers_are_those_of_the_exponential():

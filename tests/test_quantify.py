@@ -290,7 +290,7 @@ def test_default_model_on_the_demo(default, method):
     frame['truth'] = (truth[:, :W.shape[1]].double() @ W.T).flatten().numpy()
     big = frame[frame.metabolite.isin(['tNAA', 'tCr', 'tCho'])]
     off = (big.amplitude/big.truth - 1).abs()
-    assert off.median() < (.15 if method == 'network' else .06) and off.max() < .4, off.describe()
+    assert off.median() < (.15 if method == 'network' else .08) and off.max() < .4, off.describe()
     assert r.method == method and set(r.reasons) == {'ok'} and (method != 'network' or any('that the network states itself' in n for n in r.notes))
 
 
