@@ -304,6 +304,8 @@ def _read_json(path):
     try: out = json.loads(Path(path).read_text(encoding='utf-8'), object_pairs_hook=lambda pairs: _once(where, pairs))
     except (OSError, UnicodeDecodeError): raise InputError(f'The run file {path} can\'t be read; check the path.') from None
     except json.JSONDecodeError as e: raise InputError(f'{where} is not JSON: {e.msg} in line {e.lineno}, column {e.colno}.') from None
+    except InputError: raise
+    except (ValueError, RecursionError): raise InputError(f'{where} is no run file: it holds a number of thousands of digits, or brackets within brackets without end; write it anew.') from None
     if not isinstance(out, dict): raise InputError(f'{where} must hold one object {{…}} with the keys of a run.')
     return out
 

@@ -50,7 +50,8 @@ def canonical_nucleus(nucleus: str) -> str:
 def _checked(name, value, low, high, unit):
     "`value` as a float inside (`low`, `high`), or one sentence"
     try: value = float(value)
-    except (TypeError, ValueError, OverflowError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
+    except OverflowError: raise InputError(f'{name} is a number far too large for one in {unit}; check its unit.') from None
+    except (TypeError, ValueError): raise InputError(f'{name} must be a number in {unit}, not {value!r}.') from None
     if not low < value < high:
         raise InputError(f'{name} is {value:g} {unit}, outside the possible range {low if abs(low) > 1e-8 else 0:g} to {high:g} {unit}; check its unit.')
     return value
@@ -80,8 +81,10 @@ class Acquisition:
         put('centre_ppm', _checked('Centre ppm', centre, -1000, 1000, 'ppm'))
         for k, high in (('echo_time', 5.), ('repetition_time', 100.), ('mixing_time', 5.)):
             if getattr(self, k) is not None: put(k, _checked(k.replace('_', ' ').capitalize(), getattr(self, k), -1e-9, high, 's'))
-        if int(self.points) < 2: raise InputError(f'A FID needs at least 2 points; this one has {self.points}.')
-        put('points', int(self.points))
+        try: points = int(self.points)
+        except (TypeError, ValueError, OverflowError): raise InputError(f'The number of points must be a whole number, not {self.points!r}.') from None
+        if points < 2: raise InputError(f'A FID needs at least 2 points; this one has {points}.')
+        put('points', points)
 
     @property
     def spectral_width(self):

@@ -204,7 +204,7 @@ def _number(value) -> float | None:
         value = value[0]
     try:
         return float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 # %% ../nbs/12_io.ipynb #81f4a7c2
@@ -1040,7 +1040,7 @@ def read_fsl_json(path, key=None, dynamics='refuse', points=None):
     header = dict(dwell_time=b.get('basis_dwell'), spectrometer_frequency=centre/1e6 if centre and centre > 1e5 else centre,
                   nucleus=canonical_nucleus(nucleus) if isinstance(nucleus, str) else None, echo_time=b.get('basis_echo_time'))
     try: real, imag = (np.array(b[k], dtype=np.float64) for k in ('basis_re', 'basis_im'))
-    except (KeyError, TypeError, ValueError): raise InputError(f'{path.name}: basis_re and basis_im must be lists of numbers; it is damaged, so write it again.') from None
+    except (KeyError, TypeError, ValueError, OverflowError): raise InputError(f'{path.name}: basis_re and basis_im must be lists of numbers; it is damaged, so write it again.') from None
     if real.ndim != 1 or real.shape != imag.shape: raise InputError(f'{path.name}: basis_re and basis_im must be two lists of one length; it is damaged, so write it again.')
     return Loaded((real + 1j*imag)[None], header, True, names=[str(b.get('basis_name') or path.stem)])
 

@@ -282,8 +282,9 @@ def _fsl_table(folder):
     if value is None: raise InputError(f'The table in {folder} has no raw concentrations, only {", ".join(map(str, frame.columns))}; was it written by FSL-MRS?')
     value = pd.to_numeric(value, errors='coerce')
     sd = value*np.nan if sd is None else pd.to_numeric(sd, errors='coerce')
-    rows = zip(frame.index.astype(str), value, sd)
-    return [{'metabolite': n, 'amplitude': v, 'sd': s, 'crlb_percent': 100*s/v if v > 0 else np.inf, 'ratio_tCr': np.nan, 'status': 'ok'} for n, v, s in rows if n.lower() != 'nan']
+    rows = [(str(n), v, s) for n, v, s in zip(frame.index, value, sd) if str(n).lower() != 'nan']
+    if not rows: raise InputError(f'The table in {folder} holds no amounts; run FSL-MRS again.')
+    return [{'metabolite': n, 'amplitude': v, 'sd': s, 'crlb_percent': 100*s/v if v > 0 else np.inf, 'ratio_tCr': np.nan, 'status': 'ok'} for n, v, s in rows]
 
 
 @in_a_sentence

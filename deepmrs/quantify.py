@@ -923,7 +923,7 @@ def save_state(
     tensors |= {f'facts.{k}': v.cpu() for k, v in result.facts.items()}
     if result.posterior is not None: tensors |= {f'posterior.{k}': v for k, v in vars(result.posterior).items()}
     card = {'format': RESULT_FORMAT, 'method': result.method, 'settings': result.settings, 'notes': result.notes, 'reasons': result.reasons, 'window': result.window,
-            'acquisition': vars(s.acquisition), 'names': s.names, 'shape': s.shape, 'affine': None if s.affine is None else np.asarray(s.affine, dtype=np.float64).tolist(), 'source': s.source, 'header': s.header, 'path': s.path,
+            'acquisition': vars(s.acquisition), 'names': s.names, 'shape': s.shape, 'dimensions': s.dimensions, 'affine': None if s.affine is None else np.asarray(s.affine, dtype=np.float64).tolist(), 'source': s.source, 'header': s.header, 'path': s.path,
             'decoder': {'names': result.names, 'acquisition': vars(d.acquisition), 'layout': d.layout.labels, 'preset': _preset_card(result.preset)}}
     with replacing(path) as file: file.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, {'card': json.dumps(card, default=str)}))
     return path
@@ -935,10 +935,48 @@ def _read_state(path):
     if not path.is_file(): raise InputError(f'There is no result {path}; give a folder that deepmrs quantify or Result.save has written.')
     try:
         with safe_open(path, 'pt') as f: tensors, card = {k: f.get_tensor(k) for k in f.keys()}, json.loads((f.metadata() or {}).get('card', 'null'))
-    except (SafetensorError, ValueError, OSError) as e: raise InputError(f'{path} is damaged: {str(e).splitlines()[0]}.') from None
+    except (SafetensorError, ValueError, OSError, RecursionError) as e: raise InputError(f'{path} is damaged: {(str(e).splitlines() or [type(e).__name__])[0]}.') from None
     if not isinstance(card, dict) or not isinstance(card.get('format'), int): raise InputError(f'{path} is not a saved result of deepmrs.')
     if card['format'] > RESULT_FORMAT: raise InputError(f'{path} was saved in format {card["format"]}; this deepmrs reads up to {RESULT_FORMAT}, so update it.')
     return tensors, card
+
+# %% ../nbs/60_quantify.ipynb #5b0c7e21
+def _check_card(card: dict, many: int) -> None:
+    "Raise `ValueError`, in words, where what a saved card says of its `many` spectra can't be used"
+    texts = lambda v: isinstance(v, list) and all(isinstance(t, str) for t in v)
+    whole = lambda v: isinstance(v, int) and not isinstance(v, bool)
+    number = lambda v: (whole(v) or isinstance(v, float)) and abs(v) < 1e300
+    window, shape, affine = card['window'], card['shape'], card['affine']
+    rows = affine if isinstance(affine, list) else []
+    good = {'names': texts(card['names']) and len(card['names']) == many,
+            'reasons': texts(card['reasons']) and len(card['reasons']) == many,
+            'notes': texts(card['notes']),
+            'dimensions': texts(card.get('dimensions', [])),
+            'method': isinstance(card['method'], str),
+            'source': isinstance(card['source'], str),
+            'settings': isinstance(card['settings'], dict),
+            'header': isinstance(card.get('header'), dict | None),
+            'path': isinstance(card.get('path'), str | None),
+            'shape': isinstance(shape, list) and len(shape) > 0 and all(map(whole, shape)) and min(shape) > 0,
+            'window': window is None or isinstance(window, list) and len(window) == 2 and all(map(number, window)) and window[0] < window[1],
+            'affine': affine is None or len(rows) == 4 and all(isinstance(r, list) and len(r) == 4 and all(map(number, r)) for r in rows)}
+    for key, fits in good.items():
+        if not fits: raise ValueError(f'its {key} {"are" if key.endswith("s") else "is"} not of the kind or number that {many} spectra need')
+
+
+# %% ../nbs/60_quantify.ipynb #5b0c7e22
+def _check_tensors(tensors: dict, many: int, size: int, amounts: int) -> None:
+    "Raise `ValueError`, in words, unless saved tensors are of `many` spectra, `size` parameters and `amounts` amounts, and of their kind of number"
+    shapes = {'fit.params': (size,), 'fit.covariance': (size, size), 'posterior.covariance': (amounts, amounts)}
+    for name, tensor in tensors.items():
+        if name in ('fids', 'decoder'): continue
+        one = (amounts,) if name.startswith('posterior.') else ()
+        wanted = (many, *shapes.get(name, one))
+        if tuple(tensor.shape) != wanted: raise ValueError(f'{name} is of shape {tuple(tensor.shape)}, not {wanted}')
+        kinds = {'fit.params': tensor.dtype == torch.float64, 'fit.converged': tensor.dtype == torch.bool, 'trust.refitted': tensor.dtype == torch.bool,
+                 'fit.steps': not tensor.dtype.is_floating_point and not tensor.dtype.is_complex}
+        if not kinds.get(name, tensor.dtype.is_floating_point): raise ValueError(f'{name} holds numbers of another kind ({tensor.dtype})')
+
 
 # %% ../nbs/60_quantify.ipynb #fbe6e180
 def load_result(
@@ -954,14 +992,17 @@ def load_result(
         about, preset = card['decoder'], _preset_from(card['decoder']['preset'])
         if decoder is None: decoder = _load_decoder({'names': about['names']}, Acquisition(**about['acquisition']), preset, torch.view_as_complex(tensors['decoder']))
         if decoder.layout.labels != about['layout']: raise InputError(f'The parameters of {path} are not those of its decoder; it is of a decoder of your own (give it: load_result(path, decoder=…)), or was made by another version.')
+        _check_card(card, len(tensors['fids']))
+        _check_tensors(tensors, len(tensors['fids']), decoder.layout.size, decoder.linear)
         affine = None if card['affine'] is None else np.array(card['affine'])
-        spectra = Spectra(torch.view_as_complex(tensors['fids']), acquisition=Acquisition(**card['acquisition']), names=card['names'], shape=tuple(card['shape']), affine=affine, source=card['source'], notes=card['notes'],
+        spectra = Spectra(torch.view_as_complex(tensors['fids']), acquisition=Acquisition(**card['acquisition']), names=card['names'], shape=tuple(card['shape']), dimensions=card.get('dimensions', ()), affine=affine, source=card['source'], notes=card['notes'],
                           header=card.get('header'), path=card.get('path'))
         fitted = Fit(**{k.removeprefix('fit.'): v.double() if k == 'fit.covariance' else v for k, v in tensors.items() if k.startswith('fit.')})
         trust = Trust(**{k.removeprefix('trust.'): v for k, v in tensors.items() if k.startswith('trust.')}) if 'trust.distance' in tensors else None
         known = Beliefs(**{k.removeprefix('posterior.'): v for k, v in tensors.items() if k.startswith('posterior.')}) if 'posterior.mean' in tensors else None
         facts = {k.removeprefix('facts.'): v for k, v in tensors.items() if k.startswith('facts.')}
         return Result(spectra, decoder, fitted, card['method'], card['settings'], card['notes'], card['reasons'], None if card['window'] is None else tuple(card['window']), trust, preset, known, facts)
-    except (KeyError, TypeError, ValueError, RuntimeError) as e:
-        if isinstance(e, InputError): raise
-        raise InputError(f'{path} does not hold what it should ({str(e).splitlines()[0]}); quantify the data anew.') from None
+    except InputError: raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise InputError(f'{path} does not hold what it should ({why}); quantify the data anew.') from None

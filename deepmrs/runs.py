@@ -288,7 +288,8 @@ def read_answers(
     frame.columns = [str(c).strip() for c in frame.columns]
     if {'spectrum', 'metabolite', 'amplitude'} <= set(frame.columns):
         names_of = {k: frame[k].map(plain_cell) for k in ('spectrum', 'metabolite')}
-        frame = frame.assign(**names_of).pivot_table('amplitude', 'spectrum', 'metabolite', sort=False, dropna=False)
+        amplitude = pd.to_numeric(frame.amplitude, errors='coerce')  # as in a table with a column each, text is no answer
+        frame = frame.assign(amplitude=amplitude, **names_of).pivot_table('amplitude', 'spectrum', 'metabolite', sort=False, dropna=False)
     columns = {canonical_name(c): frame[c] for c in frame.columns}
     if not set(columns) & set(known): raise InputError(f'{path.name} has no column named after a metabolite; it has {", ".join(map(str, frame.columns[:8]))}.')
     if len(frame) != spectra: raise InputError(f'{path.name} has {len(frame)} rows for {spectra} spectra; it needs one row a spectrum, in their order.')

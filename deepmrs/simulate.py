@@ -37,7 +37,7 @@ class Uniform:
 class Normal:
     "Normal with `mean` and `sd` (numbers or [K]); `at_least` folds draws below it back up."
     def __init__(self, mean, sd, at_least=-math.inf):
-        self.mean, self.sd, self.at_least = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(sd, dtype=torch.float32), at_least
+        self.mean, self.sd, self.at_least = torch.as_tensor(mean, dtype=torch.float32), torch.as_tensor(sd, dtype=torch.float32), float(at_least)
 
     def sample(self, n, size, generator, device=None):
         "[n, size] draws"
@@ -102,12 +102,17 @@ def prior_from_spec(
     spec,  # dict with 'kind', as `spec()` returns it; or [low, high] for a uniform one
 ):
     "A distribution from its JSON form"
-    if isinstance(spec, (list, tuple)) and len(spec) == 2: return Uniform(*spec)
+    if isinstance(spec, (list, tuple)) and len(spec) == 2: spec = {'kind': 'uniform', 'low': spec[0], 'high': spec[1]}
     if not isinstance(spec, dict) or 'kind' not in spec: raise InputError(f'A prior is [low, high] or an object with "kind": uniform, normal, correlated or pattern; got {spec!r}.')
     kinds = {'uniform': Uniform, 'normal': Normal, 'correlated': Correlated, 'pattern': Pattern}
-    if spec['kind'] not in kinds: raise InputError(f'There is no prior of kind {spec["kind"]!r}; choose uniform, normal, correlated or pattern.')
-    try: return kinds[spec['kind']](**{k: v for k, v in spec.items() if k != 'kind'})
-    except TypeError as e: raise InputError(f'The {spec["kind"]} prior {spec} has a wrong field: {e}.') from None
+    if not isinstance(spec['kind'], str) or spec['kind'] not in kinds: raise InputError(f'There is no prior of kind {spec["kind"]!r}; choose uniform, normal, correlated or pattern.')
+    try:
+        prior = kinds[spec['kind']](**{k: v for k, v in spec.items() if k != 'kind'})
+        known = bool(torch.isfinite(prior.mean).all() and torch.isfinite(prior.sd).all())  # also fails for numbers that don't fit together
+    except (TypeError, ValueError, RuntimeError, LookupError, ArithmeticError) as e:
+        raise InputError(f'The {spec["kind"]} prior {spec} has a wrong field: {(str(e).splitlines() or [type(e).__name__])[0]}.') from None
+    if not known: raise InputError(f'The {spec["kind"]} prior {spec} holds a number that is not finite; give finite ones.')
+    return prior
 
 # %% ../nbs/23_simulate.ipynb #d62abe5a
 @dataclass

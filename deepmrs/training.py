@@ -795,7 +795,9 @@ def load_model(
                       card={k: card[k] for k in ('encoder', 'priors', 'noise', 'extras', 'training', 'checksum') if k in card}, extras=extras)
         model.load_state_dict(tensors)
     except InputError: raise
-    except (KeyError, TypeError, ValueError, RuntimeError) as e: raise InputError(f'The card of the model {path} does not fit its numbers ({str(e).splitlines()[0]}); copy both files anew.') from None
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as e:
+        why = (str(e).splitlines() or [type(e).__name__])[0]
+        raise InputError(f'The card of the model {path} does not fit its numbers ({why}); copy both files anew.') from None
     model.path = 'default' if shipped else str(Path(path).resolve())  # where it came from, for the record of what is done with it
     return model.eval().to(device or 'cpu')
 

@@ -51,6 +51,12 @@ def test_files(tmp_path, text, word):
     with pytest.raises(InputError, match='check the path'): read_run(tmp_path/'none.json')
 
 
+@pytest.mark.parametrize('text', ['['*100_000, '{"points": ' + '9'*5000 + '}'])
+def test_files_that_json_itself_gives_up_on(tmp_path, text):
+    (tmp_path/'a.json').write_text(text)
+    with pytest.raises(InputError, match='a.json is no run file'): read_run(tmp_path/'a.json')
+
+
 def test_paths_are_beside_the_run_file(tmp_path):
     (tmp_path/'a.basis').write_text('')
     (tmp_path/'run.json').write_text(json.dumps(GOOD))

@@ -1054,3 +1054,28 @@ def test_philips_pair_through_spec2nii(kind):
     x = read_spectra(DATA/'invivo'/f'sub-01_PRESS_35_{kind}.sdat')
     y = read_spectra(DATA/'invivo'/f'sub-01_press_{kind}.nii.gz')
     assert torch.equal(x.fids, y.fids) and np.array_equal(x.affine, y.affine) and x.acquisition == y.acquisition
+
+
+@pytest.mark.parametrize('field', ['dwell_time', 'spectrometer_frequency', 'centre_ppm', 'echo_time'])
+def test_numbers_too_large_are_refused(field):
+    good = {'dwell_time': 5e-4, 'spectrometer_frequency': 123.2, 'points': 512}
+    for huge in (10**400, 10**5000):  # Python prints the second to nobody
+        with pytest.raises(InputError, match='too large'): Acquisition(**good | {field: huge})
+
+
+@pytest.mark.parametrize('points', ['many', None, math.inf, math.nan, 1])
+def test_points_that_are_none(points):
+    with pytest.raises(InputError, match='points'): Acquisition(5e-4, 123.2, points)
+
+
+def test_a_header_with_a_number_too_large(tmp_path):
+    "A basis set whose centre no float holds"
+    fid = [float(v) for v in np.exp(-np.arange(64)/20)]
+    card = {'basis_re': fid, 'basis_im': [0.]*64, 'basis_dwell': 5e-4, 'basis_centre': 123.2, 'basis_name': 'NAA'}
+    about = {'basis': card | {'basis_width': 2.}}
+    (tmp_path/'good').mkdir()
+    (tmp_path/'bad').mkdir()
+    (tmp_path/'good/NAA.json').write_text(json.dumps(about))
+    (tmp_path/'bad/NAA.json').write_text(json.dumps({'basis': about['basis'] | {'basis_centre': 10**400}}))
+    assert read_basis(tmp_path/'good').acquisition.spectrometer_frequency == 123.2
+    with pytest.raises(InputError): read_basis(tmp_path/'bad')

@@ -4,6 +4,7 @@ import math
 import pytest
 import torch
 
+from deepmrs.core import InputError
 from deepmrs.fitting import fit
 from deepmrs.model import HEALTHY, MM_PRIORS, PRESETS, PatternPrior, RatioPrior, adapt, make_decoder
 from deepmrs.simulate import Pattern, Simulator, brain_priors, prior_from_spec
@@ -117,3 +118,24 @@ def test_saved_model_of_the_new_preset(basis, tmp_path):
     again = load_model(tmp_path/'m')
     assert again.preset.priors == model.preset.priors and again.layout.labels == model.layout.labels
     assert torch.equal(again.decoder.fids, model.decoder.fids)
+
+
+@pytest.mark.parametrize('spec', [
+    ['low', 1],
+    [[0, [1]], 1],
+    [0, float('nan')],
+    {'kind': []},
+    {'kind': 'normal', 'mean': 0, 'sd': 'wide'},
+    {'kind': 'normal', 'mean': 0, 'sd': 1, 'at_least': 'nothing'},
+    {'kind': 'correlated', 'factor': 1},
+    {'kind': 'pattern', 'mean': [1, 2], 'factor': [[1], [2]], 'size': [0, 1, 2]},
+    {'kind': 'pattern', 'mean': [1, 2], 'factor': [[1], [2], [3]], 'size': [0, 1]},
+])
+def test_a_prior_of_something_else_is_refused(spec):
+    with pytest.raises(InputError, match='prior'): prior_from_spec(spec)
+
+
+def test_priors_that_are_right_are_as_they_were():
+    assert prior_from_spec([1, 3]).spec() == {'kind': 'uniform', 'low': 1., 'high': 3.}
+    folded = {'kind': 'normal', 'mean': [1., 2.], 'sd': [.5, .25], 'at_least': 0}
+    assert prior_from_spec(folded).spec() == folded

@@ -315,6 +315,18 @@ def test_fsl_mrs_ratios_only(tmp_path):
     with pytest.raises(InputError, match='cannot be read'): read_fsl_mrs(tmp_path)
 
 
+@pytest.mark.parametrize('text', ['Metab,Raw conc,Raw CRLB\n', 'Metab,Raw conc,Raw CRLB\n,1.0,0.1\n'])
+def test_fsl_mrs_table_without_amounts(tmp_path, text):
+    (tmp_path/'summary.csv').write_text(text)
+    with pytest.raises(InputError, match='holds no amounts'): read_fsl_mrs(tmp_path)
+
+
+def test_fsl_mrs_row_without_a_name_is_left_out(tmp_path):
+    (tmp_path/'summary.csv').write_text('Metab,Raw conc,Raw CRLB\nNAA,2.0,0.1\n,1.0,0.1\nCr,1.0,0.1\n')
+    frame = read_fsl_mrs(tmp_path)
+    assert list(frame.metabolite) == ['NAA', 'Cr'] and frame.amplitude.tolist() == [2., 1.]
+
+
 def test_fsl_mrs_there_and_back(tmp_path, basis, spectra):
     "The command gets the files it names; options of the writing are used in the running"
     write_for_fsl_mrs(spectra, basis, tmp_path/'run', options=('--baseline', 'spline, moderate'))

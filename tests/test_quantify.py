@@ -365,3 +365,54 @@ def test_the_field_of_the_data_chooses_the_preset():
         assert used.name == name == result.preset.name
         assert any(f'Preset {name}, version' in n for n in result.notes)
         assert quantify(spectra, basis, preset='phantom', posterior=False).preset.name == 'phantom'
+
+
+# ---- what a saved result says
+
+def saved(folder, dimensions=('DIM_DYN',)):
+    "A result of 1 × 1 × 1 × 3 spectra in `folder`; returns it"
+    basis, s, _ = brains(3, preset='none')
+    grid = s.replace(s.fids, shape=(1, 1, 1, 3), dimensions=dimensions, affine=AFFINE)
+    result = quantify(grid, basis, preset='none')
+    result.save(folder)
+    return result
+
+
+def test_dimensions_of_the_grid_are_kept(tmp_path):
+    saved(tmp_path)
+    back = load_result(tmp_path).spectra
+    assert back.dimensions == ('DIM_DYN',) and back.shape == (1, 1, 1, 3) and (back.affine == AFFINE).all()
+
+
+def test_a_saved_result_that_says_something_else_is_refused(tmp_path):
+    "Every field of its card and every tensor: of another kind, length, shape or type; nothing loads that a table can't be made of"
+    from safetensors import safe_open
+    from safetensors.torch import load, save
+    saved(tmp_path)
+    file = tmp_path/'result.safetensors'
+    tensors = load(file.read_bytes())
+    with safe_open(file, 'pt') as f: card = json.loads(f.metadata()['card'])
+
+    def refused(word, tensors=tensors, **changes):
+        file.write_bytes(save(tensors, {'card': json.dumps(card | changes)}))
+        with pytest.raises(InputError, match=word): load_result(tmp_path)
+
+    for window in ('ppm', [1.], [4., 1.], [0, float('nan')], ['0.2', '4.2'], 3): refused('its window', window=window)
+    for key in ('names', 'reasons'):
+        for value in ('abc', ['a', 'b'], [1, 2, 3], None): refused(f'its {key}', **{key: value})
+    for key, value in {'notes': 'text', 'dimensions': [4], 'shape': [3.], 'settings': [], 'method': 1, 'header': 'x', 'path': 5, 'affine': [[1, 0, 0, 0]], 'source': None}.items():
+        refused(f'its {key}', **{key: value})
+    for shape in ([-1, -3], [], 'abc', [True, 3], [0]): refused('its shape', shape=shape)
+    refused('does not hold 3', shape=[2])
+    refused('does not hold what it should', acquisition=[1])
+    refused('does not hold what it should', decoder=[])
+    for key, value in tensors.items():
+        refused('does not hold what it should' if key in ('fids', 'decoder') else f'{key} is of shape', tensors | {key: value[..., None].clone()})
+        if key in ('fids', 'decoder'): continue
+        refused(f'{key} is of shape', tensors | {key: value[:2].clone()})
+        refused(f'{key} holds numbers of another kind', tensors | {key: value.to(torch.complex64)})
+    file.write_bytes(save(tensors, {'card': '['*100_000}))
+    with pytest.raises(InputError, match='damaged'): load_result(tmp_path)
+    without = {k: v for k, v in card.items() if k != 'dimensions'}
+    file.write_bytes(save(tensors, {'card': json.dumps(without)}))  # as earlier versions wrote it
+    assert load_result(tmp_path).spectra.dimensions == ()

@@ -212,6 +212,17 @@ def test_answers_of_other_tools(tmp_path):
     assert np.allclose(got[:, :2].numpy(), amounts[:, :2]) and got[:, 2].isnan().all()
 
 
+def test_text_among_the_answers_is_no_answer(tmp_path):
+    "In both kinds of table: NaN where text stands, the other amounts as they are"
+    rows = 'spectrum,metabolite,amplitude\na,NAA,n/d\na,Cr,2\nb,NAA,3\nb,Cr,4\n'
+    (tmp_path/'rows.csv').write_text(rows)
+    (tmp_path/'columns.csv').write_text('NAA,Cr\nn/d,2\n3,4\n')
+    (tmp_path/'text.csv').write_text('spectrum,metabolite,amplitude\na,NAA,much\nb,NAA,little\n')
+    for name in ('rows.csv', 'columns.csv'):
+        np.testing.assert_equal(read_answers(tmp_path/name, ['NAA', 'Cr'], 2).numpy(), [[np.nan, 2], [3, 4]])
+    assert read_answers(tmp_path/'text.csv', ['NAA'], 2).isnan().all()
+
+
 def test_compare_agrees_with_the_study_of_chapter_61(tmp_path):
     parts = ingredients(read_runs(put(tmp_path/'a.json', points=512))['a'][0])
     tests = make_test_set(parts.simulator, 200, seed=3, points=512)
