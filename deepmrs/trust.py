@@ -188,7 +188,7 @@ def leftover(
     chance = math.sqrt(1/(keep.stop - keep.start) + 4*noise_precision(spectra)**2)
     scale = sd_scale(ratio, correlation, together, chance)
     envelope = noise_envelope(spectra).to(meets)
-    scale = scale*(meets @ envelope.square()).sqrt().clamp_min(1.)
+    scale = torch.where(known, scale*(meets @ envelope.square()).sqrt().clamp_min(1.), 1.)
     share = (residual.square() - torch.where(known, floor, 0.).square()).clamp_min(0).sqrt()/data.clamp_min(1e-300)
     return Leftover(ratio, correlation, share, torch.where(torch.isfinite(scale), scale, 1.))
 

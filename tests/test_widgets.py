@@ -11,7 +11,7 @@ from deepmrs.config import RunConfig
 from deepmrs.core import InputError, fid_to_spectrum
 from deepmrs.decoder import Decoder, Lorentzian, Phase, Shift
 from deepmrs.demo import compare
-from deepmrs.model import make_decoder
+from deepmrs.model import adapt, make_decoder
 from deepmrs.quantify import quantify
 from deepmrs.simulate import Simulator, brain_priors
 from deepmrs.spins import simulate_basis
@@ -140,9 +140,10 @@ def test_nothing_to_explore(result):
 def tested():
     "Prepared data, which have been shifted and phased, with their truth"
     basis = simulate_basis(te1=.011, te2=.019)
-    decoder, _, _ = make_decoder(basis)
+    dry = adapt('brain-3t', remove_water=False)  # whose removal would take some of the truth's baseline for its tail
+    decoder, _, _ = make_decoder(basis, preset=dry)
     spectra, truth = Simulator(decoder, brain_priors(decoder), noise_sd=4.).spectra(4, seed=9)
-    return quantify(spectra, basis), truth, spectra
+    return quantify(spectra, basis, preset=dry), truth, spectra
 
 
 def test_names_are_not_over_each_other(result):
@@ -165,8 +166,7 @@ def test_truth_is_drawn_where_the_data_are(tested):
     noise = 4*spectra.acquisition.points**.5
     for i in range(4):
         b.picker.value = i
-        # a smooth baseline near 4.2 ppm and the tail of water are hard to tell apart, so the data may have lost some of it
-        assert np.std(drawn(b, 'data') - drawn(b, 'truth')) < 4*noise
+        assert np.std(drawn(b, 'data') - drawn(b, 'truth')) < 1.5*noise
         assert np.array_equal(drawn(b, 'truth'), (b.truth*b.frame).real.numpy()[b.picture.inside])
 
 
@@ -189,7 +189,7 @@ def test_browse_sorts_by_the_worst(tested):
 
 def test_browse_quantifies_spectra_and_refuses_another_truth(tested):
     result, truth, spectra = tested
-    b = browse(spectra[:1], truth[:1], basis=simulate_basis(te1=.011, te2=.019))
+    b = browse(spectra[:1], truth[:1], basis=simulate_basis(te1=.011, te2=.019), preset=adapt('brain-3t', remove_water=False))
     assert torch.allclose(b.result.fit.params, result.fit.params[:1], rtol=.05, atol=.5)
     with pytest.raises(InputError, match='truth must be 4 × '): browse(result, truth[:2])
     with pytest.raises(InputError, match='truth must be 4 × '): browse(result, truth[:, :5])
