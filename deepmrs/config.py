@@ -306,6 +306,9 @@ def _read_json(path):
     except json.JSONDecodeError as e: raise InputError(f'{where} is not JSON: {e.msg} in line {e.lineno}, column {e.colno}.') from None
     except InputError: raise
     except (ValueError, RecursionError): raise InputError(f'{where} is no run file: it holds a number of thousands of digits, or brackets within brackets without end; write it anew.') from None
+    try: json.dumps(out, ensure_ascii=False).encode()  # half of a surrogate pair: a text of which no path and no file can be made
+    except UnicodeEncodeError: raise InputError(f'{where} holds a text with half a character (\\ud800 to \\udfff); write the text anew.') from None
+    except RecursionError: raise InputError(f'{where} is no run file: it holds brackets within brackets without end; write it anew.') from None
     if not isinstance(out, dict): raise InputError(f'{where} must hold one object {{…}} with the keys of a run.')
     return out
 

@@ -57,6 +57,13 @@ def test_files_that_json_itself_gives_up_on(tmp_path, text):
     with pytest.raises(InputError, match='a.json is no run file'): read_run(tmp_path/'a.json')
 
 
+def test_a_text_that_no_file_can_hold(tmp_path):
+    (tmp_path/'a.json').write_text('{"basis": "\\ud800"}')
+    with pytest.raises(InputError, match='half a character'): read_run(tmp_path/'a.json')
+    (tmp_path/'b.json').write_text('{"basis": "\\ud83e\\udde0.basis"}')  # a whole pair
+    assert read_run(tmp_path/'b.json').basis.path.endswith('🧠.basis')
+
+
 def test_paths_are_beside_the_run_file(tmp_path):
     (tmp_path/'a.basis').write_text('')
     (tmp_path/'run.json').write_text(json.dumps(GOOD))
