@@ -652,12 +652,12 @@ def quantify(
         ready = prepare(spectra if ok.all() else spectra[ok], basis, used, water)
     if not used.align: notes += look_at(ready, basis)
     fitted, trust = estimate_and_trust(decoder.to(device), ready.fids.to(device), method, used.window, model if model is None else model.to(device), progress)
-    known, facts = None, gather_facts(ready.to(device), basis, decoder, fitted, used, method)
+    ready, fitted = without_tails(ready.to(device), decoder, fitted)
+    known, facts = None, gather_facts(ready, basis, decoder, fitted, used, method)
     facts |= {'sd_scale': facts['sd_scale']*filling, 'one_part': one_part_lost(spectra[ok]).double().to(device)}
-    if posterior or posterior is None and method != 'network' and len(ready) <= MANY: known = beliefs(decoder, ready.fids.to(device), wider(fitted, facts['sd_scale']), used.window).each(torch.Tensor.cpu)
+    if posterior or posterior is None and method != 'network' and len(ready) <= MANY: known = beliefs(decoder, ready.fids, wider(fitted, facts['sd_scale']), used.window).each(torch.Tensor.cpu)
     fitted, decoder, facts = fitted.each(torch.Tensor.cpu), decoder.cpu(), {k: v.double().cpu() for k, v in facts.items()}
-    notes += unexplained(facts)
-    ready, fitted = without_tails(ready, decoder, fitted)
+    notes, ready = notes + unexplained(facts), ready.to('cpu')
     if trust is not None:
         trust = trust.each(torch.Tensor.cpu)
         notes += trust_notes(trust, method)
