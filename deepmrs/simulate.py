@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAPER_RANGES', 'BRAIN_RANGES', 'BRAIN_MACROMOLECULES', 'Uniform', 'Normal', 'Correlated', 'Pattern',
-           'prior_from_spec', 'Batch', 'Simulator', 'paper_priors', 'brain_priors']
+           'prior_from_spec', 'Batch', 'Simulator', 'water_removal', 'paper_priors', 'brain_priors']
 
 # %% ../nbs/23_simulate.ipynb #25f76ae3
 import math
@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from .baseline import water_columns
-from .core import InputError, Spectra, canonical_name
+from .core import Acquisition, InputError, Spectra, canonical_name
+from .preprocess import water_model
 
 # %% ../nbs/23_simulate.ipynb #11ef3f9f
 class Uniform:
@@ -179,6 +180,26 @@ class Simulator:
         device = self.decoder.fids.device
         b = self(n, torch.Generator(device).manual_seed(seed))
         return Spectra(b.fids.cpu(), acquisition=self.decoder.acquisition, source='simulation'), b.params.cpu()
+
+# %% ../nbs/23_simulate.ipynb #b1c2d3e5
+def water_removal(acq: Acquisition, window: tuple[float, float] = (0.2, 4.2)):
+    """An artefact for `Simulator`: residual water removed as `quantify` removes it, with what that takes from the metabolites.
+
+    Parameters
+    ----------
+    acq : Acquisition
+        Of the simulated FIDs.
+    window : (float, float)
+        Fit window (ppm).
+    """
+    model = water_model(acq, window)
+
+    def remove(fids, batch, generator):
+        "FIDs [B, N] without what reads as water"
+        reader, shapes = (m.to(fids.device) for m in (model.reader, model.shapes))
+        return (fids - (fids.to(reader.dtype) @ reader) @ shapes).to(fids.dtype)
+
+    return remove
 
 # %% ../nbs/23_simulate.ipynb #4932aa1e
 PAPER_RANGES = {  # min_c and max_c of exp4.json, before the division by 17

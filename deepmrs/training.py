@@ -37,6 +37,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from . import __version__
+from .baseline import water_columns
 from .basis import Basis, match_basis, upright
 from .core import Acquisition, InputError
 from .decoder import Decoder, Signals
@@ -45,7 +46,7 @@ from .losses import Look, count_outputs, edge_noise, make_loss, read_extras
 from .macromolecules import macromolecule_model
 from .model import PatternPrior, Preset, RatioPrior, SoftPrior, get_preset, make_decoder
 from .preprocess import noise_sd
-from .simulate import Simulator, brain_priors, paper_priors, prior_from_spec
+from .simulate import water_removal, Simulator, brain_priors, paper_priors, prior_from_spec
 
 # %% ../nbs/40_training.ipynb #1995a37c
 class Reader(nn.Module):
@@ -625,6 +626,9 @@ def build_model(
     dists = get_priors(priors, decoder)
     cut = shortened(decoder, points)
     if noise_sd is None: noise_sd = noise_range(Simulator(cut, dists))
+    if len(cut.baseline.names[water_columns(cut.baseline)] if cut.baseline is not None else ()):
+        # the data that the network will read have lost their water, and so have these
+        artefacts = (*artefacts, water_removal(cut.acquisition, cut.baseline.window))
     sim = Simulator(cut, dists, noise_sd, noise, artefacts)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

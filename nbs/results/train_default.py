@@ -16,8 +16,7 @@ import torch
 from deepmrs.core import Acquisition
 from deepmrs.encoders import ENCODERS
 from deepmrs.fitting import crlb, fit
-from deepmrs.preprocess import water_model
-from deepmrs.simulate import Simulator
+from deepmrs.simulate import Simulator, water_removal
 from deepmrs.training import get_priors, load_model, train
 
 ACQUISITION = dict(sequence='press', te1=0.011, te2=0.019, spectrometer_frequency=123.2, dwell_time=2.5e-4, points=2048)
@@ -30,11 +29,10 @@ def noise_for_snr(snr, line=3*9.5, width=6., dwell_time=2.5e-4, points=2048):
 
 
 def residual_water(fids, batch, generator):
-    """Water as a fit meets it: two spectra in three get lines 5 to 50 Hz wide, up to 30 times the first point, and from all it is removed
-    as `quantify` does, with what that takes from the metabolites"""
+    "Two spectra in three get lines of water, 5 to 50 Hz wide, up to 30 times the first point; training removes it as `quantify` does"
     n, device = len(fids), fids.device
     acq = Acquisition(ACQUISITION['dwell_time'], ACQUISITION['spectrometer_frequency'], fids.shape[1])
-    model, lines = water_model(acq), 3
+    lines = 3
     uniform = lambda low, high, *shape: low + (high - low)*torch.rand(*shape, generator=generator, device=device)
     t = torch.arange(fids.shape[1], device=device)*acq.dwell_time
     size = batch.clean[:, :1].abs()*(10**uniform(-2, 1.5, n, 1))*(uniform(0, 1, n, 1) < 2/3)
@@ -43,9 +41,7 @@ def residual_water(fids, batch, generator):
     for _ in range(lines):
         hz, width, phase = place + uniform(-15, 15, n, 1), uniform(5, 50, n, 1), uniform(0, 1, n, 1)
         water = water + uniform(0, 1, n, 1)/lines*torch.exp(2j*math.pi*(phase + hz*t) - math.pi*width*t)
-    wet = (fids + size*water).to(torch.complex128)
-    dry = wet - (wet @ model.reader.to(device)) @ model.shapes.to(device)
-    return dry.to(fids.dtype)
+    return (fids + size*water).to(fids.dtype)
 
 
 def errors(model, sim, n=2000, seed=123):
@@ -101,7 +97,7 @@ def main():
     print(f'{t["spectra_seen"]:,} spectra in {time.perf_counter() - tic:.0f} s: {t["spectra_seen"]/t["seconds"]:,.0f} a second; validation loss {t["validation_loss"]:.4f}')
     model = load_model(a.out)
     if torch.cuda.is_available(): model = model.to('cuda')
-    table = errors(model, Simulator(model.decoder, get_priors('brain', model.decoder), noise, artefacts=[residual_water]))
+    table = errors(model, Simulator(model.decoder, get_priors('brain', model.decoder), noise, artefacts=[residual_water, water_removal(model.decoder.acquisition)]))
     table.to_csv(Path(a.out)/'errors.csv', index=False, float_format='%.5g')
     with pd.option_context('display.width', 200, 'display.max_rows', 200, 'display.precision', 3): print(table[~table.parameter.str.startswith('baseline')].to_string(index=False))
     for f in ('model.safetensors', 'model.json'): print(f, f'{(Path(a.out)/f).stat().st_size/1e6:.2f} MB')
