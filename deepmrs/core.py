@@ -56,6 +56,17 @@ def _checked(name, value, low, high, unit):
         raise InputError(f'{name} is {value:g} {unit}, outside the possible range {low if abs(low) > 1e-8 else 0:g} to {high:g} {unit}; check its unit.')
     return value
 
+# %% ../nbs/00_core.ipynb #d3e4f5a7
+def _whole_points(points) -> int:
+    "The number of points of a FID as a whole number of at least 2"
+    try:
+        points = int(points)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f'The number of points must be a whole number, not {points!r}.') from None
+    if points < 2:
+        raise InputError(f'A FID needs at least 2 points; this one has {points}.')
+    return points
+
 # %% ../nbs/00_core.ipynb #c5d608cc
 @dataclass(frozen=True)
 class Acquisition:
@@ -81,10 +92,7 @@ class Acquisition:
         put('centre_ppm', _checked('Centre ppm', centre, -1000, 1000, 'ppm'))
         for k, high in (('echo_time', 5.), ('repetition_time', 100.), ('mixing_time', 5.)):
             if getattr(self, k) is not None: put(k, _checked(k.replace('_', ' ').capitalize(), getattr(self, k), -1e-9, high, 's'))
-        try: points = int(self.points)
-        except (TypeError, ValueError, OverflowError): raise InputError(f'The number of points must be a whole number, not {self.points!r}.') from None
-        if points < 2: raise InputError(f'A FID needs at least 2 points; this one has {points}.')
-        put('points', points)
+        put('points', _whole_points(self.points))
 
     @property
     def spectral_width(self):
