@@ -1,6 +1,6 @@
 """How good are the presets on spectra that no preset describes exactly?
 
-    python nbs/results/mismatch_study.py                       # the presets as they are, all levels; rows go to mismatch_study.csv (those stored: version 2)
+    python nbs/results/mismatch_study.py                       # the presets as they are, all levels; rows go to mismatch_study.csv (those stored: version 2; of version 3: mismatch_study_version3.csv)
     python nbs/results/mismatch_study.py --choices             # the choices that were tried on the way to them
     python nbs/results/mismatch_study.py --only "brain-3t" --n 50 --snr 30
 
